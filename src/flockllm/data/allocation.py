@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -137,8 +136,8 @@ def _even_parts(records: list[Record], count: int) -> list[list[Record]]:
 def _dirichlet(
     records: list[Record], clients: int, alpha: float, minimum: int, rng: RandomState
 ) -> list[list[Record]]:
-    if not (alpha > 0 and math.isfinite(alpha)):
-        raise InvalidData(f"alpha must be a positive number, got {alpha}")
+    if not 1e-9 <= alpha <= 1e9:
+        raise InvalidData(f"alpha must be between 1e-9 and 1e9, got {alpha}")
     if len(records) < max(1, minimum) * clients:
         raise InvalidData(
             f"{len(records)} records for training cannot give {clients} clients {minimum} each; "
@@ -174,9 +173,12 @@ def _draw_amounts(
     held = np.zeros(clients, int)
     amounts: list[list[int]] = []
     for size in sizes:
-        p = np.nan_to_num(rng.dirichlet([alpha] * clients)) * (held < even)
-        if not p.sum() > 0:  # a tiny alpha gave all to clients that may get no more
-            p = (held < even).astype(float)
+        # A Dirichlet draw is gamma draws over their sum. In logarithms, by Γ(α) = Γ(α+1) · U^(1/α)
+        # (Marsaglia and Tsang, 2000), a tiny α does not make all of them zero.
+        logs = np.log(rng.standard_gamma(alpha + 1, clients))
+        logs += np.log(1 - rng.random_sample(clients)) / alpha
+        logs[held >= even] = -np.inf
+        p = np.exp(logs - logs.max())
         cuts = (np.cumsum(p)[:-1] / p.sum() * size).astype(int)
         row = np.diff(cuts, prepend=0, append=size)
         held += row
