@@ -1,0 +1,29 @@
+"""The one thing participants exchange: integer tensors with one encoding each.
+
+`tensors` says what bytes can be, `fixedpoint` holds the global adapter, `update` a change to it,
+`codecs` ways to write a change down, `peft` the way out to everybody else's programs.
+"""
+
+from flockllm.adapter.codecs import CODECS
+from flockllm.adapter.fixedpoint import BLOCK, Adapter, saturate
+from flockllm.adapter.peft import from_peft, to_peft
+from flockllm.adapter.tensors import Shapes, blocks
+from flockllm.adapter.update import Update
+
+__all__ = [
+    "BLOCK",
+    "CODECS",
+    "Adapter",
+    "Shapes",
+    "Update",
+    "blocks",
+    "from_peft",
+    "max_bytes",
+    "saturate",
+    "to_peft",
+]
+
+
+def max_bytes(shapes: Shapes, codec: str) -> int:
+    """The longest file that an update of a task can be."""
+    return CODECS[codec].max_bytes(shapes)

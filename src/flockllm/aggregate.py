@@ -1,0 +1,150 @@
+"""Integer rules that make one adapter of many updates.
+
+Every rule gives the same bytes for every order of the updates, block size, number of threads and
+machine. Updates are looked at block by block: memory is the result and a block of each update,
+however large they are.
+
+`mean` and `score_weighted` clip first, so that no update weighs more than its neighbours: one
+whose L2 norm N (see `Update.norm`) exceeds m, the lower median of all norms, counts as scaled by
+m / N. Weights and clipping are one integer coefficient for each update, so that there is a single
+rounding:
+
+    cᵢ = ⌊ 2¹⁶ · wᵢ · min(m, Nᵢ) / (Nᵢ · max w) ⌋        D = Σ ⌊ 2¹⁶ · wᵢ / max w ⌋
+    θ' = sat32(θ + ⌊ (2 · Σ cᵢ · deltaᵢ + D) / 2D ⌋)      (deltas: whole numbers, sums exact)
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flockllm.adapter import BLOCK, Adapter, Update, blocks, saturate
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Rule = Callable[[Adapter, Sequence[Update], Sequence[int]], Adapter]
+"""(current, accepted updates, the tally's weight of each) → the next global adapter."""
+
+THREADS = os.cpu_count() or 1
+PIECE = 1 << 15
+"""Numbers of one update that are summed at a time."""
+ROWS = 16
+"""Updates that are summed at a time; the two together fill a core's cache."""
+
+
+def mean(current: Adapter, updates: Sequence[Update], weights: Sequence[int] = ()) -> Adapter:
+    """Federated averaging with equal weights (McMahan et al., 2017), clipped to the median norm."""
+    return score_weighted(current, updates, [1] * len(updates))
+
+
+def score_weighted(current: Adapter, updates: Sequence[Update], weights: Sequence[int]) -> Adapter:
+    """The clipped mean by the weights that the tally pays by; equal ones where all are 0."""
+    if not updates:
+        return current
+    if not any(weights):
+        weights = [1] * len(updates)
+    norms = _each(lambda update: update.norm, updates)
+    median_norm = sorted(norms)[(len(norms) - 1) // 2]
+    top = max(weights)
+    coefficients = [
+        (w * min(median_norm, norm) << 16) // (norm * top) if norm else 0
+        for w, norm in zip(weights, norms, strict=True)
+    ]
+    total = sum((w << 16) // top for w in weights)
+
+    def combine(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int64]:
+        scales = np.array([c << s for c, s in zip(coefficients, shifts, strict=True)], np.float64)
+        return _rdiv(_weighted_sum(rows, scales), total)
+
+    return _blockwise(current, updates, combine)
+
+
+def median(current: Adapter, updates: Sequence[Update], weights: Sequence[int] = ()) -> Adapter:
+    """The lower median of each number: holds against a minority of liars (Yin et al., 2018)."""
+
+    def combine(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int64]:
+        middle = (len(rows) - 1) // 2
+        found: NDArray[np.int64] = np.partition(_stack(rows, shifts), middle, axis=0)[middle]
+        return found
+
+    return _blockwise(current, updates, combine)
+
+
+def trimmed_mean(
+    current: Adapter, updates: Sequence[Update], weights: Sequence[int] = ()
+) -> Adapter:
+    """The mean of each number without its ⌊n/4⌋ smallest and largest (Yin et al., 2018)."""
+
+    def combine(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int64]:
+        trim = len(rows) // 4
+        kept = np.sort(_stack(rows, shifts), axis=0)[trim : len(rows) - trim]
+        return _rdiv(kept.sum(axis=0), len(kept))
+
+    return _blockwise(current, updates, combine)
+
+
+RULES: dict[str, Rule] = {
+    "mean": mean,
+    "score_weighted": score_weighted,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+}
+"""The names a task definition may use."""
+
+
+def _blockwise(
+    current: Adapter,
+    updates: Sequence[Update],
+    combine: Callable[[list[NDArray[np.int16]], list[int]], NDArray[np.int64]],
+) -> Adapter:
+    """Moves the current adapter by what `combine` makes of a piece of all updates."""
+    if not updates:
+        return current
+    moved = np.empty_like(current.values)
+
+    def move(place: tuple[int, slice]) -> None:
+        tensor, block = place
+        shifts = [int(update.shifts[tensor]) for update in updates]
+        rows = [update.values[block] for update in updates]  # decoded here, if need be
+        for start in range(0, block.stop - block.start, PIECE):
+            pieces = [row[start : start + PIECE] for row in rows]
+            span = slice(block.start + start, block.start + start + len(pieces[0]))
+            moved[span] = saturate(current.values[span] + combine(pieces, shifts))
+
+    _each(move, list(blocks(current.shapes, BLOCK)))
+    return Adapter(current.shapes, moved)
+
+
+def _weighted_sum(rows: list[NDArray[np.int16]], scales: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Σ scale · row.
+
+    A scale is < 2¹⁷⁺ˢ where the row's values are < 2³¹⁻ˢ, so that a sum over `ROWS` rows is made
+    of whole numbers < 2⁵³ whatever its order: floating point is exact, and BLAS may be used.
+    """
+    total = np.zeros(len(rows[0]), np.int64)
+    scratch = np.empty((min(ROWS, len(rows)), len(rows[0])))  # (rows, piece)
+    for first in range(0, len(rows), ROWS):
+        batch = rows[first : first + ROWS]
+        for into, row in zip(scratch, batch, strict=False):
+            into[:] = row
+        total += (scales[first : first + ROWS] @ scratch[: len(batch)]).astype(np.int64)
+    return total
+
+
+def _stack(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int64]:
+    deltas = [row.astype(np.int64) << shift for row, shift in zip(rows, shifts, strict=True)]
+    return np.stack(deltas)  # (updates, piece)
+
+
+def _rdiv(a: NDArray[np.int64], b: int) -> NDArray[np.int64]:
+    """⌊(2a + b) / 2b⌋, the nearest whole number to a / b, halves up."""
+    return (a + b // 2) // b
+
+
+def _each(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(work, items))
