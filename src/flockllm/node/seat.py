@@ -1,0 +1,235 @@
+"""The work of a seat: train an update, score updates, compute the next adapter.
+
+Knows nothing of transactions: bytes and numbers in, bytes and numbers out.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from flockllm.adapter import Adapter, Shapes, Update, max_bytes
+from flockllm.aggregate import RULES
+from flockllm.errors import InvalidUpdate, NotFound, StoreError
+from flockllm.node.journal import Journal
+from flockllm.node.outside import Progress, Secret, Store, Task, Trainer
+from flockllm.rounds import INVALID, Duty, Outcome, Verdict, score
+from flockllm.task import Definition
+
+log = logging.getLogger(__name__)
+
+TWIN_COSINE = 0.98
+"""Updates of one round more alike than this share one idea; neither is paid for it."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An update that a proposer may commit to."""
+
+    data: bytes
+    loss_before: float
+    loss_after: float
+
+    @property
+    def score(self) -> int:
+        """The proposer's own opinion of it, on its own held-out records."""
+        return score(self.loss_before, self.loss_after)
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The next global adapter, if the voters agree."""
+
+    data: bytes
+    loss_before: float
+    loss_after: float
+
+
+@dataclass
+class Workbench:
+    """One participant's trainer and store, with what it fetched in this round."""
+
+    definition: Definition
+    task: Task
+    store: Store
+    trainer: Trainer
+    journal: Journal
+    secret: Secret
+    progress: Progress | None = None
+    _adapters: dict[bytes, Adapter] = field(default_factory=dict)
+    _updates: dict[bytes, Update | None] = field(default_factory=dict)
+    _losses: dict[bytes, float] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> Shapes:
+        """The task's tensor list."""
+        return self.definition.tensors
+
+    @property
+    def adapter_bytes(self) -> int:
+        """The length of every global adapter of the task."""
+        return len(Adapter.zeros(self.shapes).to_bytes())
+
+    def train(self, round_: int, current: bytes) -> Trained:
+        """Trains from the current adapter; what was trained before a crash is taken again."""
+        adapter = self.adapter(current)
+        data = self.journal.kept(f"update-{round_}")
+        if data is None:
+            seconds = time.perf_counter()
+            seed = self.secret(round_, "train")
+            trained = self.trainer.train(adapter.floats(), seed=seed, progress=self.progress)
+            data = Update.from_floats(adapter, trained).to_bytes(self.definition.aggregation.codec)
+            self.journal.keep(f"update-{round_}", data)
+            self._measured("trained", round_, seconds)
+        seconds = time.perf_counter()
+        update = Update.from_bytes(data, self.shapes, self.definition.aggregation.codec)
+        before, after = self.loss(current), self.trainer.loss((adapter + update).floats())
+        self._measured("checked", round_, seconds, loss_before=before, loss_after=after)
+        return Trained(data, before, after)
+
+    def vote(
+        self, round_: int, current: bytes, updates: Sequence[tuple[int, bytes, int]], until: float
+    ) -> tuple[int, ...]:
+        """Scores each published update alone, on this participant's held-out records.
+
+        Args:
+            round_: the running round.
+            current: digest of the current adapter.
+            updates: item, digest and size of each published update.
+            until: Unix time after which what could not be fetched counts as missing.
+        """
+        scores = [0] * self.task.terms.proposers
+        seconds = time.perf_counter()
+        usable = {}
+        for item, digest, size in updates:
+            update = self.update(digest, size, until)
+            if update is None or update.is_zero:
+                scores[item] = INVALID
+            else:
+                usable[item] = update
+
+        fetched = time.perf_counter() - seconds
+        seconds = time.perf_counter()
+        adapter, before = self.adapter(current), self.loss(current)
+        after = [self.trainer.loss((adapter + update).floats()) for update in usable.values()]
+        for (item, _), loss in zip(usable.items(), after, strict=True):
+            scores[item] = score(before, loss)
+        for one, other in combinations(usable, 2):
+            if usable[one].cosine(usable[other]) > TWIN_COSINE:
+                log.warning("updates %d and %d are twins: neither scores above 0", one, other)
+                scores[one], scores[other] = min(scores[one], 0), min(scores[other], 0)
+        self._measured(
+            "scored",
+            round_,
+            seconds,
+            fetched=fetched,
+            loss_before=before,
+            losses=dict(zip(map(str, usable), after, strict=True)),
+        )
+        return tuple(scores)
+
+    def aggregate(
+        self, round_: int, current: bytes, accepted: Sequence[tuple[bytes, int, int]]
+    ) -> Aggregate:
+        """Makes the next adapter of the accepted updates and measures it."""
+        seconds = time.perf_counter()
+        data = self._combine(self.adapter(current), accepted).to_bytes()
+        self._measured("aggregated", round_, seconds, updates=len(accepted))
+        seconds = time.perf_counter()
+        before = self.loss(current)
+        after = self.trainer.loss(Adapter.from_bytes(data, self.shapes).floats())
+        self._measured("judged", round_, seconds, loss_before=before, loss_after=after)
+        return Aggregate(data, before, after)
+
+    def adapter(self, digest: bytes) -> Adapter:
+        """The global adapter of a digest: from the store, or else from what led to it."""
+        if digest not in self._adapters:
+            try:
+                adapter = self._fetched_adapter(digest)
+            except NotFound:
+                adapter = self._recomputed_adapter(digest)
+            self._adapters = {digest: adapter}  # one round needs one
+            self._losses = {}
+        return self._adapters[digest]
+
+    def loss(self, current: bytes) -> float:
+        """The current adapter's loss, measured once a round."""
+        if current not in self._losses:
+            loss = self.trainer.loss(self.adapter(current).floats())
+            self._losses[current] = loss
+        return self._losses[current]
+
+    def update(self, digest: bytes, size: int, until: float) -> Update | None:
+        """A stranger's update, or None if it is not one or cannot be had in time."""
+        if digest not in self._updates:
+            self._updates[digest] = self._fetched_update(digest, size, until)
+        return self._updates[digest]
+
+    def forget(self) -> None:
+        """Frees what belonged to the last round."""
+        self._updates.clear()
+
+    def _fetched_update(self, digest: bytes, size: int, until: float) -> Update | None:
+        codec = self.definition.aggregation.codec
+        limit = max_bytes(self.shapes, codec)
+        if size > limit:
+            log.warning("update %s is no update: %d bytes, at most %d", _short(digest), size, limit)
+            return None
+        while True:
+            left = until - time.time()
+            try:
+                data = self.store.get(digest, size, limit, seconds=max(1.0, left))
+                return Update.from_bytes(data, self.shapes, codec)
+            except NotFound as e:
+                if left <= 0:
+                    log.warning("update %s is not to be had: %s", _short(digest), e)
+                    return None
+                time.sleep(min(1.0, left))
+            except (InvalidUpdate, StoreError) as e:  # a stranger's mistake is not ours
+                log.warning("update %s is no update: %s", _short(digest), e)
+                return None
+
+    def _fetched_adapter(self, digest: bytes) -> Adapter:
+        size = self.adapter_bytes
+        return Adapter.from_bytes(self.store.get(digest, size, size), self.shapes)
+
+    def _recomputed_adapter(self, digest: bytes) -> Adapter:
+        """Rebuilds an adapter that no store has from the round that adopted it."""
+        first = Adapter.initial(self.shapes, bytes.fromhex(self.definition.seed))
+        if self.store.put(first.to_bytes()) == digest:
+            return first
+        for number in range(self.task.look(_NOBODY).state.round, 0, -1):
+            result = self.task.result(number)
+            if result.outcome == Outcome.ADOPTED and result.adapter_after == digest:
+                accepted = [
+                    (seat.digest, seat.size, seat.weight)
+                    for seat in self.task.seats(number)
+                    if seat.duty == Duty.DONE and seat.verdict == Verdict.ACCEPTED
+                ]
+                log.info("adapter %s is in no store: computing it again", _short(digest))
+                adapter = self._combine(self.adapter(result.adapter_before), accepted)
+                if self.store.put(adapter.to_bytes()) == digest:
+                    return adapter
+                raise StoreError(f"round {number} adopted an adapter that its updates do not give")
+        raise NotFound(f"the global adapter {digest.hex()} is in no store and from no round")
+
+    def _combine(self, current: Adapter, accepted: Sequence[tuple[bytes, int, int]]) -> Adapter:
+        deadline = time.time() + 60
+        updates = [self.update(digest, size, deadline) for digest, size, _ in accepted]
+        usable = [u for u in updates if u is not None]
+        if len(usable) != len(accepted):
+            raise StoreError("an accepted update is in no store: the aggregate cannot be computed")
+        weights = [weight for _, _, weight in accepted]
+        return RULES[self.definition.aggregation.rule](current, usable, weights)
+
+    def _measured(self, event: str, round_: int, since: float, **values: object) -> None:
+        seconds = time.perf_counter() - since
+        self.journal.record(event, round=round_, seconds=seconds, **values)
+
+
+_NOBODY = "0x" + "00" * 20
+
+
+def _short(digest: bytes) -> str:
+    return digest.hex()[:12]
