@@ -1,0 +1,264 @@
+"""Training, scoring and generating on tiny random models, where every number can be checked."""
+
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from flockllm.data import Record
+from flockllm.task import Lora, Training
+from flockllm.train.base import Base, tensor_list
+from flockllm.train.data import tokenize
+from flockllm.train.loop import Trainer
+from flockllm.train.loss import packed_attention_on, packed_loss, padded_loss
+from flockllm.train.packing import micro_batches, pack
+
+VOCABULARY = 300
+LORA = Lora(rank=4, alpha=8, dropout=0.0)
+NEOX_LORA = Lora(rank=4, alpha=8, dropout=0.0, targets=("query_key_value", "dense"))
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+}
+RECORDS = [
+    Record(
+        f"Say the number {i} {'and again ' * (i % 5)}in words.",
+        "it is " + "very " * (i % 7) + f"number {i}.",
+        "numbers are fun " * (i % 3) if i % 2 else "",
+    )
+    for i in range(24)
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Byte-level BPE, trained here on the template's own words."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator([r.instruction + r.response for r in RECORDS], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>")
+
+
+def model_of(config, dtype=torch.float32):
+    """A random model, the same each time."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for parameter in model.parameters():  # far from zero, so that every part matters
+        parameter.data.normal_(std=0.15)
+    return model.eval().requires_grad_(False)
+
+
+def adapter_of(shapes, seed=0, scale=0.1):
+    """A random adapter whose B is not zero."""
+    random = np.random.default_rng(seed)
+    return {
+        n: random.normal(scale=scale, size=shape).astype(np.float32) for n, shape in shapes.items()
+    }
+
+
+@pytest.fixture
+def base(tokenizer):
+    """A tiny Llama."""
+    return Base(model_of(LlamaConfig(**SMALL)), tokenizer)
+
+
+@pytest.fixture
+def trainer(base, tokenizer):
+    """Trains on 16 records and scores on 8."""
+    examples = tokenize(RECORDS, tokenizer)
+    return Trainer(base, LORA, Training(batch=8, lr=1e-2), examples[:16], examples[16:])
+
+
+NEOX = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+OPT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "word_embed_proj_dim": 32,
+    "dropout": 0.0,
+}
+PACKABLE = {
+    "llama": (LlamaConfig(**SMALL), LORA),
+    "qwen2": (Qwen2Config(**SMALL), LORA),
+    "qwen3": (Qwen3Config(**SMALL, head_dim=8), LORA),
+    "mistral": (MistralConfig(**SMALL, sliding_window=400), LORA),
+    "gpt_neox": (GPTNeoXConfig(**NEOX), NEOX_LORA),
+    "opt": (OPTConfig(**OPT), Lora(rank=4, dropout=0.0, targets=("q_proj", "out_proj"))),
+    "gpt2": (GPT2Config(**GPT2), Lora(rank=4, alpha=8, dropout=0.0, targets=("c_attn",))),
+}
+
+
+def gradients(base, lora, adapter, loss):
+    """Loss and LoRA gradients, of whatever `loss` computes."""
+    base.adapt(lora)
+    base.set_adapter(adapter)
+    base.peft.zero_grad(set_to_none=True)
+    value = loss(base.model)
+    value.backward()
+    return value.item(), {n: p.grad.clone() for n, p in base.parameters.items()}
+
+
+@pytest.mark.parametrize("name", PACKABLE)
+@pytest.mark.parametrize("loss_on", ["response", "all"])
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "whole"])
+def test_packed_gradients_are_the_padded_ones(tokenizer, name, loss_on, share):
+    """A row without padding, its prefix computed once, teaches exactly what a padded batch does."""
+    config, lora = PACKABLE[name]
+    base = Base(model_of(config, torch.float64), tokenizer)
+    base.adapt(lora)
+    base.peft.double()
+    assert base.packs
+    examples = tokenize(RECORDS[:9], tokenizer, loss_on=loss_on)
+    adapter = adapter_of({n: p.shape for n, p in base.parameters.items()})
+
+    def packed(model):
+        with packed_attention_on(model):
+            return packed_loss(model, pack(examples, share=share))
+
+    wanted, wanted_gradients = gradients(base, lora, adapter, lambda m: padded_loss(m, examples))
+    found, found_gradients = gradients(base, lora, adapter, packed)
+
+    # Norms and rotations compute in float32 inside these models, whatever the dtype.
+    assert found == pytest.approx(wanted, rel=1e-8)
+    for tensor, gradient in found_gradients.items():
+        wanted_gradient = wanted_gradients[tensor]
+        assert (gradient - wanted_gradient).norm() <= 1e-6 * wanted_gradient.norm(), tensor
+
+
+UNPACKABLE = {
+    "window": (MistralConfig(**SMALL, sliding_window=8), LORA),
+    "soft cap": (Gemma2Config(**SMALL, head_dim=8), LORA),
+    "alibi": (BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4), NEOX_LORA),
+    "state": (
+        MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4),
+        Lora(rank=4, dropout=0.0, targets=("in_proj",)),
+    ),
+    "scaled logits": (CohereConfig(**SMALL, logit_scale=0.5), LORA),
+}
+
+
+@pytest.mark.parametrize("name", UNPACKABLE)
+def test_what_cannot_be_packed_is_padded(tokenizer, name):
+    """A model that the packed way would train wrongly is trained the padded way, by itself."""
+    config, lora = UNPACKABLE[name]
+    base = Base(model_of(config), tokenizer)
+    examples = tokenize(RECORDS, tokenizer)
+    trainer = Trainer(base, lora, Training(batch=8, lr=1e-2), examples[:16], examples[16:])
+    start = adapter_of(tensor_list(config, lora), scale=0.01)
+
+    trained = trainer.train(start, seed=1)
+
+    assert not base.packs
+    base.set_adapter(start)
+    plain = sum(padded_loss(base.model, [e]).item() for e in examples[16:])
+    labels = sum(e.learned for e in examples[16:])
+    assert trainer.loss(start) == pytest.approx(plain / labels, rel=1e-4)
+    assert trainer.loss(trained) < trainer.loss(start)
+
+
+def test_micro_batches_add_up_to_one_batch(base, tokenizer):
+    """Gradients over micro-batches of any size are the gradient of the whole batch."""
+    base.adapt(LORA)
+    examples = tokenize(RECORDS, tokenizer)
+    adapter = adapter_of({n: p.shape for n, p in base.parameters.items()})
+
+    def in_parts(budget):
+        def loss(model):
+            with packed_attention_on(model):
+                return sum(packed_loss(model, pack(m)) for m in micro_batches(examples, budget))
+
+        return loss
+
+    whole, whole_gradients = gradients(base, LORA, adapter, in_parts(10**6))
+    parts, part_gradients = gradients(base, LORA, adapter, in_parts(200))
+
+    assert parts == pytest.approx(whole, rel=1e-6)
+    for tensor, gradient in part_gradients.items():
+        torch.testing.assert_close(gradient, whole_gradients[tensor], rtol=1e-3, atol=1e-4)
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_alone(trainer):
+    """Some steps make held-out text likelier; without the adapter all is as before."""
+    start = adapter_of(tensor_list(trainer.base.model.config, LORA), scale=0.01)
+    bare = trainer.loss(None)
+    steps = []
+
+    trained = trainer.train(start, seed=b"s", progress=lambda *step: steps.append(step))
+
+    assert trainer.loss(trained) < trainer.loss(start)
+    assert trainer.loss(None) == bare
+    assert [(done, of) for done, of, _ in steps] == [(1, 2), (2, 2)]
+
+
+def test_the_same_seed_gives_the_same_adapter(base, tokenizer):
+    """Order of records and dropout come from the seed alone, whatever else draws numbers."""
+    examples = tokenize(RECORDS, tokenizer)
+    trainer = Trainer(base, Lora(rank=4, dropout=0.2), Training(batch=8), examples, examples)
+    start = adapter_of(tensor_list(base.model.config, Lora(rank=4)))
+
+    first = trainer.train(start, seed=7)
+    torch.rand(3)
+    again = trainer.train(start, seed=7)
+    other = trainer.train(start, seed=8)
+
+    assert all(np.array_equal(first[n], again[n]) for n in first)
+    assert not all(np.array_equal(first[n], other[n]) for n in first)
+
+
+def test_scoring_is_exactly_repeatable(trainer):
+    """The same adapter scores the same to the last bit, whatever was scored or trained between."""
+    shapes = tensor_list(trainer.base.model.config, LORA)
+    current, delta = adapter_of(shapes), adapter_of(shapes, seed=1)
+
+    first = trainer.loss(current)
+    moved, back = trainer.losses(current, [delta, {n: -t for n, t in delta.items()}])
+    trainer.train(current, seed=1)
+
+    assert trainer.loss(current) == first
+    assert moved == trainer.loss({n: t + delta[n] for n, t in current.items()})
+    assert moved != first != back
+
+
+def test_tensor_list_is_what_peft_writes(base, tmp_path):
+    """Names and shapes, computed without weights, are those of a saved PEFT adapter."""
+    from safetensors.numpy import load_file
+
+    base.adapt(LORA).save_pretrained(tmp_path)
+    written = load_file(tmp_path / "adapter_model.safetensors")
+
+    shapes = tensor_list(base.model.config, LORA)
+
+    assert shapes == {n: t.shape for n, t in sorted(written.items())}
+    assert list(shapes) == sorted(shapes)
