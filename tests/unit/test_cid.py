@@ -4,6 +4,7 @@ import hashlib
 import random
 
 import pytest
+from Crypto.Cipher import ChaCha20
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -123,11 +124,27 @@ def test_a_small_file_is_named_by_its_sha256():
     assert digest_of(b"adapter") == hashlib.sha256(b"adapter").digest()
 
 
-def test_the_empty_file_has_the_cid_that_everybody_knows():
-    """`ipfs add` of nothing, in every implementation."""
-    assert (
-        cid_of(digest_of(b""), 0) == "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
-    )
+KUBO = {
+    ("", 0): "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku",
+    ("chunk-v1-seed", MIB): "bafkreiacndfy443ter6qr2tmbbdhadvxxheowwf75s6zehscklu6ezxmta",
+    ("chunk-v1-seed", MIB + 1): "bafybeigmix7t42i6jacydtquhet7srwvgpizfg7gjbq7627d35mjomtu64",
+    ("v1-2025-seed", 1024 * MIB): "bafybeihmf37wcuvtx4hpu7he5zl5qaf2ineo2lqlfrapokkm5zzw7zyhvm",
+    ("v1-2025-seed", 1025 * MIB): "bafybeihmzokxxjqwxjcryerhp5ezpcog2wcawfryb2xm64xiakgm4a5jue",
+}
+"""What Kubo prints for these files (seed, size) in the profile: its own test/cli/cid_profiles_test.go,
+and, for the two around one leaf, the conformance tests of IPIP-499."""
+
+
+@pytest.mark.parametrize(
+    ("seed", "size"),
+    [pytest.param(*file, marks=[pytest.mark.slow] * (file[1] > 1000 * MIB)) for file in KUBO],
+)
+def test_the_cid_is_the_one_that_kubo_prints(seed, size):
+    """Kubo's published vectors, whose files are a ChaCha20 key stream."""
+    key = hashlib.sha256(seed.encode()).digest()
+    data = ChaCha20.new(key=key, nonce=bytes(12)).encrypt(bytes(size))
+
+    assert cid_of(digest_of(data), size) == KUBO[seed, size]
 
 
 @pytest.mark.parametrize(
