@@ -92,7 +92,7 @@ class Adapter:
         """This adapter moved by an update; numbers stop at the ends of the range."""
         moved = np.empty_like(self.values)
         for index, span in tensors.blocks(self.shapes, BLOCK):
-            moved[span] = saturate(self.values[span] + update.delta(index, span))
+            moved[span] = saturate(self.values[span].astype(np.int64) + update.delta(index, span))
         return Adapter(self.shapes, moved)
 
     def __eq__(self, other: object) -> bool:
