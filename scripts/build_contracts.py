@@ -1,8 +1,8 @@
 """Compile the contracts into the artifacts that the package ships.
 
-An artifact is `{"contract", "compiler", "abi", "bytecode"}`; `bytecode` is what a transaction without
-receiver carries, ready to send but for constructor arguments. Task has `blueprint` instead: sent as
-it is, the receipt's address is what TaskFactory takes. `--check` compares and writes nothing.
+An artifact is `{"contract", "compiler", "abi", "bytecode"}`; `bytecode` is what a transaction
+without receiver carries, but for constructor arguments. Task has `blueprint` instead: sent as it
+is, the receipt's address is what TaskFactory takes. `--check` compares and writes nothing.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vyper.compiler import CompilerData
 from vyper.compiler.input_bundle import FilesystemInputBundle
+from vyper.compiler.output import build_abi_output
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "contracts"
@@ -27,13 +28,12 @@ def artifact(name: str) -> str:
     """The artifact of one contract, as the text of its file."""
     bundle = FilesystemInputBundle([SOURCES])
     data = CompilerData(bundle.load_file(f"{name}.vy"), input_bundle=bundle)
-    abi = [*_json(data, "abi")]
     content: dict[str, object] = {"contract": name, "compiler": f"vyper {version('vyper')}"}
     if name == "Task":
         content["blueprint"] = "0x" + blueprint(data.bytecode).hex()
     else:
         content["bytecode"] = "0x" + data.bytecode.hex()
-    return json.dumps(content | {"abi": abi}, indent=1) + "\n"
+    return json.dumps(content | {"abi": build_abi_output(data)}, indent=1) + "\n"
 
 
 def blueprint(initcode: bytes) -> bytes:
@@ -43,12 +43,6 @@ def blueprint(initcode: bytes) -> bytes:
         raise SystemExit(f"the blueprint has {len(code)} bytes, at most {MAX_CODE} are allowed")
     # PUSH2 size, RETURNDATASIZE (0), DUP2, PUSH1 10, RETURNDATASIZE, CODECOPY, RETURN
     return b"\x61" + len(code).to_bytes(2) + bytes.fromhex("3d81600a3d39f3") + code
-
-
-def _json(data: CompilerData, kind: str) -> list[dict[str, object]]:
-    from vyper.compiler.output import build_abi_output
-
-    return build_abi_output(data)
 
 
 def main() -> None:
@@ -64,7 +58,9 @@ def main() -> None:
         elif not path.exists() or path.read_text() != text:
             stale.append(name)
     if stale:
-        sys.exit(f"artifacts differ from the sources: {', '.join(stale)}; run {Path(__file__).name}")
+        sys.exit(
+            f"artifacts differ from the sources: {', '.join(stale)}; run {Path(__file__).name}"
+        )
 
 
 if __name__ == "__main__":
