@@ -399,7 +399,9 @@ def _settle_voter(
     if seat.duty == Duty.DRAWN:
         return _slash(terms, terms.slash_no_show)
     if seat.duty == Duty.COMMITTED:
-        return _slash(terms, terms.slash_silent)
+        acted = sum(other.voter and other.duty != Duty.DRAWN for other in seats)
+        revealing = acted >= terms.majority  # with fewer, the round was void before REVEAL
+        return _slash(terms, terms.slash_silent) if revealing else Settlement()
     if result.outcome == Outcome.VOID:
         return Settlement()
 
@@ -597,7 +599,7 @@ def next_action(
                 return keeper.when(state.since, OpenRound())
             return Wait()
         case Phase.DRAW:
-            if block > state.draw_block + 250:  # the EVM forgets a hash after 256 blocks
+            if block > state.draw_block + 256:  # the EVM has forgotten the hash
                 return keeper.when(now, Advance())
             return keeper.when(state.since, Draw()) if block > state.draw_block else Wait()
         case Phase.TALLY:
