@@ -60,18 +60,16 @@ def score_weighted(current: Adapter, updates: Sequence[Update], weights: Sequenc
         scales = np.array([c << s for c, s in zip(coefficients, shifts, strict=True)], np.float64)
         return _rdiv(_weighted_sum(rows, scales), total)
 
-    return _blockwise(current, updates, combine)
+    return _blockwise(current, updates, combine, PIECE)
 
 
 def median(current: Adapter, updates: Sequence[Update], weights: Sequence[int] = ()) -> Adapter:
     """The lower median of each number: holds against a minority of liars (Yin et al., 2018)."""
 
     def combine(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int64]:
-        middle = (len(rows) - 1) // 2
-        found: NDArray[np.int64] = np.partition(_stack(rows, shifts), middle, axis=0)[middle]
-        return found
+        return _sorted(rows, shifts)[:, (len(rows) - 1) // 2].astype(np.int64)
 
-    return _blockwise(current, updates, combine)
+    return _blockwise(current, updates, combine, max(1, PIECE * ROWS // max(ROWS, len(updates))))
 
 
 def trimmed_mean(
@@ -81,10 +79,10 @@ def trimmed_mean(
 
     def combine(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int64]:
         trim = len(rows) // 4
-        kept = np.sort(_stack(rows, shifts), axis=0)[trim : len(rows) - trim]
-        return _rdiv(kept.sum(axis=0), len(kept))
+        kept = _sorted(rows, shifts)[:, trim : len(rows) - trim]
+        return _rdiv(kept.sum(axis=1, dtype=np.int64), len(rows) - 2 * trim)
 
-    return _blockwise(current, updates, combine)
+    return _blockwise(current, updates, combine, max(1, PIECE * ROWS // max(ROWS, len(updates))))
 
 
 RULES: dict[str, Rule] = {
@@ -100,8 +98,9 @@ def _blockwise(
     current: Adapter,
     updates: Sequence[Update],
     combine: Callable[[list[NDArray[np.int16]], list[int]], NDArray[np.int64]],
+    piece: int,
 ) -> Adapter:
-    """Moves the current adapter by what `combine` makes of a piece of all updates."""
+    """Moves the current adapter by what `combine` makes of `piece` numbers of all updates."""
     if not updates:
         return current
     moved = np.empty_like(current.values)
@@ -110,8 +109,8 @@ def _blockwise(
         tensor, block = place
         shifts = [int(update.shifts[tensor]) for update in updates]
         rows = [update.values[block] for update in updates]  # decoded here, if need be
-        for start in range(0, block.stop - block.start, PIECE):
-            pieces = [row[start : start + PIECE] for row in rows]
+        for start in range(0, block.stop - block.start, piece):
+            pieces = [row[start : start + piece] for row in rows]
             span = slice(block.start + start, block.start + start + len(pieces[0]))
             moved[span] = saturate(current.values[span] + combine(pieces, shifts))
 
@@ -135,9 +134,13 @@ def _weighted_sum(rows: list[NDArray[np.int16]], scales: NDArray[np.float64]) ->
     return total
 
 
-def _stack(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int64]:
-    deltas = [row.astype(np.int64) << shift for row, shift in zip(rows, shifts, strict=True)]
-    return np.stack(deltas)  # (updates, piece)
+def _sorted(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int32]:
+    """What the updates say about each number, in order: (numbers, updates)."""
+    deltas = np.empty((len(rows[0]), len(rows)), np.int32)
+    for column, row, shift in zip(deltas.T, rows, shifts, strict=True):
+        np.left_shift(row, shift, out=column, dtype=np.int32)
+    deltas.sort(axis=1)
+    return deltas
 
 
 def _rdiv(a: NDArray[np.int64], b: int) -> NDArray[np.int64]:
