@@ -37,7 +37,7 @@ def deploy_factory(sender: Sender) -> str:
     return _create(sender, "TaskFactory", blueprint)
 
 
-def deploy_test_token(sender: Sender, name: str = "FLockLLM test", symbol: str = "FLO") -> Token:
+def deploy_token(sender: Sender, name: str = "FLockLLM test", symbol: str = "FLO") -> Token:
     """A token that the sender can mint, worth nothing."""
     address = _create(sender, "TestToken", name, symbol)
     return Token(sender.connection, address, sender)

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Journal:
         """Replaces the file; when this returns, a crash of the machine does not lose it."""
         fresh = self.path.with_suffix(".new")
         with fresh.open("w") as file:
-            json.dump([asdict(entry) for entry in sorted(entries, key=lambda e: e.nonce)], file)
+            file.write(json.dumps(sorted(entries, key=lambda entry: entry.nonce), default=vars))
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self.path)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from flockllm.errors import InvalidConfig
 
@@ -92,6 +93,33 @@ def load_key(path: Path, password: str | Callable[[], str]) -> Key:
     """
     from eth_account import Account
 
+    content = _read(path)
+    secret = password if isinstance(password, str) else password()
+    try:
+        return Key(bytes(Account.decrypt(content, secret)))
+    except ValueError as e:
+        if "MAC mismatch" in str(e):
+            raise InvalidConfig(f"wrong password for {path}") from None
+        raise InvalidConfig(f"{path} is damaged: {e}") from e
+    except (KeyError, TypeError) as e:
+        raise InvalidConfig(f"{path} is damaged: {e}") from e
+
+
+def key_address(path: Path) -> str:
+    """The checksummed address of a key file, as the file says: no password is needed.
+
+    Raises:
+        InvalidConfig: no such file, or not a keystore that names its address.
+    """
+    from eth_utils.address import to_checksum_address
+
+    try:
+        return to_checksum_address(str(_read(path)["address"]))
+    except (KeyError, ValueError) as e:
+        raise InvalidConfig(f"{path} does not say its address") from e
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         if path.stat().st_mode & 0o077:
@@ -102,15 +130,7 @@ def load_key(path: Path, password: str | Callable[[], str]) -> Key:
         raise InvalidConfig(f"{path} is not a readable key file: {e}") from e
     if not isinstance(content, dict) or content.get("version") != 3:
         raise InvalidConfig(f"{path} is not a version 3 keystore")
-    secret = password if isinstance(password, str) else password()
-    try:
-        return Key(bytes(Account.decrypt(content, secret)))
-    except ValueError as e:
-        if "MAC mismatch" in str(e):
-            raise InvalidConfig(f"wrong password for {path}") from None
-        raise InvalidConfig(f"{path} is damaged: {e}") from e
-    except (KeyError, TypeError) as e:
-        raise InvalidConfig(f"{path} is damaged: {e}") from e
+    return content
 
 
 def find_password(prompt: str = "Password of the key file: ", *, confirm: bool = False) -> str:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -112,6 +113,7 @@ class Connection:
             answers = sorted(answers, key=lambda a: a.get("id") or 0)
         return [_result(a, method) for a, (method, _) in zip(answers, requests, strict=True)]
 
+    @cached_property
     def chain_id(self) -> int:
         """The chain's id (EIP-155)."""
         return int(self.call("eth_chainId"), 16)
@@ -209,7 +211,7 @@ def connect(url: str, expected_chain_id: int | None = None) -> Connection:
         ChainError: nobody answers, or another chain does.
     """
     connection = Connection(url)
-    found = connection.chain_id()
+    found = connection.chain_id
     if expected_chain_id not in (None, found):
         connection.close()
         raise ChainError(f"{url} serves chain {found}, not {expected_chain_id}: check the URL")

@@ -97,7 +97,7 @@ class Sender:
         self.connection = connection
         self.address = key.address
         self._key = key
-        self._chain_id = connection.chain_id()
+        self._chain_id = connection.chain_id
         # A devnet that began anew has the same chain id, and other blocks.
         genesis = connection.call("eth_getBlockByNumber", "0x0", False)["hash"][2:10]
         self._journal = Journal(folder / f"{self._chain_id}-{genesis}-{key.address[2:]}.json")
@@ -216,7 +216,7 @@ class Sender:
         number, used = int(_value(head), 16), int(_value(count), 16)
         receipts = dict(zip(hashes, map(_value, answers[: len(hashes)]), strict=True))
         known = dict(zip(hashes, map(_value, answers[len(hashes) :]), strict=True))
-        before = [(entry.nonce, entry.block, entry.taken) for entry in entries]
+        doubts = [entry.taken for entry in entries]
         for entry in list(entries):
             if entry.block is not None and used <= entry.nonce:
                 log.warning("%s: the chain lost it; sending it again", entry.intent)
@@ -238,7 +238,8 @@ class Sender:
                 self._resend(entry)
             elif self._clock() - entry.attempts[-1].at > self._patience:
                 self._replace(entry, entries)
-        if before != [(entry.nonce, entry.block, entry.taken) for entry in entries]:
+        # All else that was found can be found again, and is kept with the next transaction.
+        if doubts != [entry.taken for entry in entries]:
             self._journal.save(entries)
         return max(used, int(_value(queued), 16))
 

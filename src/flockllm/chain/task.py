@@ -45,10 +45,10 @@ class Task:
 
     # Looking
 
-    @cached_property
+    @property
     def chain_id(self) -> int:
         """The chain that the task is on; part of every commitment."""
-        return self.connection.chain_id()
+        return self.connection.chain_id
 
     @cached_property
     def terms(self) -> Terms:
@@ -81,9 +81,9 @@ class Task:
         state = State(**{**state, "phase": Phase(state["phase"])})
         return View(state, tuple(map(self._seat, seats)), Participant(**me))
 
-    def seats(self, round_: int) -> tuple[Seat, ...]:
+    def seats(self, round_: int, block: int | None = None) -> tuple[Seat, ...]:
         """A round's committee, proposers first; empty before its draw."""
-        return tuple(map(self._seat, self._read("seats", round_)))
+        return tuple(map(self._seat, self._read("seats", round_, block=block)))
 
     def result(self, round_: int) -> RoundResult:
         """What is left of a round; its outcome is OPEN until it is closed."""
