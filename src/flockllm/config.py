@@ -110,5 +110,10 @@ def state_folder(chain_id: int, task: str, address: str) -> Path:
     return _base("XDG_STATE_HOME", ".local/state") / name / address[2:10].lower()
 
 
+def sent_folder() -> Path:
+    """Where the journals of sent transactions are, one for each key and chain."""
+    return _base("XDG_STATE_HOME", ".local/state") / "transactions"
+
+
 def _base(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / default) / "flockllm"

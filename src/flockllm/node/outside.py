@@ -45,7 +45,7 @@ class Task(Protocol):
     def terms(self) -> Terms: ...  # noqa: D102
 
     def look(self, who: Address, block: int | None = None) -> View: ...  # noqa: D102
-    def seats(self, round_: int, block: int | None = None) -> Sequence[Seat]: ...  # noqa: D102
+    def seats(self, round_: int) -> Sequence[Seat]: ...  # noqa: D102
     def result(self, round_: int) -> RoundResult: ...  # noqa: D102
     def top_up(self, amount: int) -> object: ...  # noqa: D102
     def open_round(self) -> object: ...  # noqa: D102

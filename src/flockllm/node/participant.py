@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 HEAD_TIMEOUT = 30.0
 """Seconds after which the chain is looked at again even if it says nothing new."""
 
+TALLY_PIECE = 4
+"""Updates judged by one call: bounded gas with many voters."""
+
 FETCH_SHARE = 4
 """A quarter of what is left of the phase may be spent waiting for others' content."""
 
@@ -93,7 +96,7 @@ class Node:
             self.me,
             head.timestamp,
             block=head.number,
-            past=self._unsettled(view, head.number),
+            past=self._unsettled(view),
             top_up_limit=self.top_up_limit,
         )
         if isinstance(action, Wait):
@@ -114,7 +117,7 @@ class Node:
                 log.info("%s is over its deadline: pushing it on", view.state.phase.name)
                 self.task.advance()
             case Tally():
-                self.task.tally(self.task.terms.proposers)
+                self.task.tally(TALLY_PIECE)
             case TopUp(amount):
                 log.info("topping up my stake by %s", in_tokens(amount))
                 self.task.top_up(amount)
@@ -234,7 +237,7 @@ class Node:
         salt = self.bench.secret(round_, purpose)
         return commitment(self.task.chain_id, self.task.address, round_, self.me, content, salt)
 
-    def _unsettled(self, view: View, block: int) -> dict[int, Sequence[Seat]]:
+    def _unsettled(self, view: View) -> dict[int, Sequence[Seat]]:
         """Closed rounds with open seats: all since the last look, and own ones from before."""
         over = view.state.phase in (Phase.FINISHED, Phase.CANCELLED)
         closed = view.state.round - (not over)
@@ -245,7 +248,7 @@ class Node:
             self._past |= dict.fromkeys(range(self._seen_rounds + 1, closed + 1), ())
         self._seen_rounds = closed
         for number in list(self._past):
-            seats = self.task.seats(number, block)
+            seats = self.task.seats(number)
             if all(seat.settled for seat in seats):
                 del self._past[number]
             else:

@@ -1,0 +1,34 @@
+"""Participants that do harm, to see that it does not pay."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from flockllm.adapter import Update
+from flockllm.node import Workbench
+from flockllm.node.seat import Trained
+
+SCALE = 4.0
+"""How much longer than the honest update the poisoned one is."""
+
+
+@dataclass
+class SignFlipper(Workbench):
+    """Publishes what an honest proposer would, turned around and scaled up; votes honestly."""
+
+    def train(self, round_: int, current: bytes) -> Trained:
+        """Trains like everybody else, then leads the other way and claims that it helps."""
+        honest = super().train(round_, current)
+        codec = self.definition.aggregation.codec
+        adapter = self.adapter(current)
+        start = adapter.floats()
+        learned = (adapter + Update.from_bytes(honest.data, self.shapes, codec)).floats()
+        poison = {
+            name: start[name] - np.float32(SCALE) * (learned[name] - start[name]) for name in start
+        }
+        data = Update.from_floats(adapter, poison).to_bytes(codec)
+        return replace(honest, data=data, loss_after=honest.loss_before / 2)
+
+
+ATTACKS: dict[str, type[Workbench]] = {"sign-flip": SignFlipper}
+"""What a simulated attacker can do, by name."""
