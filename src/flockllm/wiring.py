@@ -165,8 +165,11 @@ def open_base(definition: Definition, where: str = "", *, device: str = "auto") 
     Raises:
         ModelError: it cannot be loaded, or is another one.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from flockllm.train.base import load_base, locate
 
+    disable_progress_bar()
     model = definition.model
     if model.digest:
         folder = Path(locate(where or model.base))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flockllm.cli.options import set_up_logging
+from flockllm.logs import set_up_logging
 
 
 @click.command()

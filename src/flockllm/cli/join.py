@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flockllm.cli.options import key_option, log_options, network_option, set_up_logging
+from flockllm.cli.options import key_option, log_options, network_option
+from flockllm.logs import set_up_logging
 
 if TYPE_CHECKING:
     from flockllm.node.outside import Progress

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flockllm.cli.options import key_option, network_option, set_up_logging
+from flockllm.cli.options import key_option, network_option
 from flockllm.errors import InvalidConfig
+from flockllm.logs import set_up_logging
 
 if TYPE_CHECKING:
     from flockllm.chain.task import Task

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from flockllm.cli.options import key_option, network_option, set_up_logging
+from flockllm.cli.options import key_option, network_option
+from flockllm.logs import set_up_logging
 
 
 @click.group()

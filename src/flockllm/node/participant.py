@@ -78,7 +78,7 @@ class Node:
                     return
                 pause = 1.0
             except Reverted as e:  # somebody was faster, or a deadline passed meanwhile
-                log.info("the contract refused: %s; looking again", e)
+                log.debug("the contract refused: %s; looking again", e)
                 self.blocks.heads(HEAD_TIMEOUT)
             except (ChainError, StoreError) as e:
                 log.warning("%s; trying again in %.0f s", e, pause)

@@ -4,12 +4,16 @@ Knows nothing of transactions: bytes and numbers in, bytes and numbers out.
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from flockllm.adapter import Adapter, Shapes, Update, max_bytes
+import numpy as np
+from numpy.typing import NDArray
+
+from flockllm.adapter import Adapter, Shapes, Update, max_bytes, quantise
 from flockllm.aggregate import RULES
 from flockllm.errors import InvalidUpdate, NotFound, StoreError
 from flockllm.node.journal import Journal
@@ -79,8 +83,11 @@ class Workbench:
             seconds = time.perf_counter()
             seed = self.secret(round_, "train")
             trained = self.trainer.train(adapter.floats(), seed=seed, progress=self.progress)
-            data = Update.from_floats(adapter, trained).to_bytes(self.definition.aggregation.codec)
+            codec = self.definition.aggregation.codec
+            update, residual = quantise(adapter, trained, codec, self._residual())
+            data = update.to_bytes(codec)
             self.journal.keep(f"update-{round_}", data)
+            self.journal.keep("residual", residual.tobytes())
             self._measured("trained", round_, seconds)
         seconds = time.perf_counter()
         update = Update.from_bytes(data, self.shapes, self.definition.aggregation.codec)
@@ -165,6 +172,12 @@ class Workbench:
         if digest not in self._updates:
             self._updates[digest] = self._fetched_update(digest, size, until)
         return self._updates[digest]
+
+    def _residual(self) -> NDArray[np.float32] | None:
+        """What rounding left out of my last update, if it was not lost."""
+        kept = self.journal.kept("residual")
+        fits = kept is not None and len(kept) == 4 * sum(map(math.prod, self.shapes.values()))
+        return np.frombuffer(kept, np.float32) if kept and fits else None
 
     def forget(self) -> None:
         """Frees what belonged to the last round."""

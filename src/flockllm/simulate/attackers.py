@@ -26,7 +26,7 @@ class SignFlipper(Workbench):
         poison = {
             name: start[name] - np.float32(SCALE) * (learned[name] - start[name]) for name in start
         }
-        data = Update.from_floats(adapter, poison).to_bytes(codec)
+        data = Update.from_floats(adapter, poison, codec).to_bytes(codec)
         return replace(honest, data=data, loss_after=honest.loss_before / 2)
 
 
