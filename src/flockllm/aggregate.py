@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flockllm.adapter import BLOCK, Adapter, Update, blocks, saturate
+from flockllm.adapter import Adapter, Update, blocks, parts, saturate
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,6 +29,8 @@ R = TypeVar("R")
 Rule = Callable[[Adapter, Sequence[Update], Sequence[int]], Adapter]
 """(current, accepted updates, the tally's weight of each) → the next global adapter."""
 
+BLOCK = 1 << 18
+"""Numbers that a thread takes on at a time."""
 THREADS = os.cpu_count() or 1
 PIECE = 1 << 15
 """Numbers of one update that are summed at a time."""
@@ -105,16 +107,17 @@ def _blockwise(
         return current
     moved = np.empty_like(current.values)
 
-    def move(place: tuple[int, slice]) -> None:
-        tensor, block = place
-        shifts = [int(update.shifts[tensor]) for update in updates]
+    def move(block: slice) -> None:
         rows = [update.values[block] for update in updates]  # decoded here, if need be
-        for start in range(0, block.stop - block.start, piece):
-            pieces = [row[start : start + piece] for row in rows]
-            span = slice(block.start + start, block.start + start + len(pieces[0]))
-            moved[span] = saturate(current.values[span] + combine(pieces, shifts))
+        for tensor, part in parts(current.shapes, block):
+            shifts = [int(update.shifts[tensor]) for update in updates]
+            for start in range(part.start, part.stop, piece):
+                span = slice(start, min(start + piece, part.stop))
+                here = slice(span.start - block.start, span.stop - block.start)
+                step = combine([row[here] for row in rows], shifts)
+                moved[span] = saturate(current.values[span] + step)
 
-    _each(move, list(blocks(current.shapes, BLOCK)))
+    _each(move, blocks(current.shapes, BLOCK))
     return Adapter(current.shapes, moved)
 
 

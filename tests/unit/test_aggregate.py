@@ -3,8 +3,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from flockllm.adapter import BLOCK, Adapter, Update
-from flockllm.aggregate import RULES, mean, median, score_weighted, trimmed_mean
+from flockllm.adapter import Adapter, Update
+from flockllm.aggregate import BLOCK, RULES, mean, median, score_weighted, trimmed_mean
 
 SHAPES = {"t": (4,)}
 CURRENT = Adapter(SHAPES, np.array([0, 10, -10, 2**31 - 1], np.int32))

@@ -1,17 +1,16 @@
 """The one thing participants exchange: integer tensors with one encoding each.
 
 `tensors` says what bytes can be, `fixedpoint` holds the global adapter, `update` a change to it,
-`codecs` ways to write a change down, `peft` the way out to everybody else's programs.
+`codecs` ways to write a change down (with `rans`), `peft` the way out to everybody else's programs.
 """
 
 from flockllm.adapter.codecs import CODECS
-from flockllm.adapter.fixedpoint import BLOCK, Adapter, saturate
+from flockllm.adapter.fixedpoint import Adapter, saturate
 from flockllm.adapter.peft import from_peft, to_peft
-from flockllm.adapter.tensors import Shapes, blocks
-from flockllm.adapter.update import Update
+from flockllm.adapter.tensors import Shapes, blocks, parts
+from flockllm.adapter.update import Update, quantise
 
 __all__ = [
-    "BLOCK",
     "CODECS",
     "Adapter",
     "Shapes",
@@ -19,6 +18,8 @@ __all__ = [
     "blocks",
     "from_peft",
     "max_bytes",
+    "parts",
+    "quantise",
     "saturate",
     "to_peft",
 ]

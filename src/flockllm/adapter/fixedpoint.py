@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 FRACTION_BITS = 24
 """An adapter's numbers count steps of 2⁻²⁴: the range is ±128 (Q8.24 in an int32)."""
 
-BLOCK = 1 << 18
-"""Numbers handled at a time: what a codec can decode from without starting at the beginning."""
-
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
@@ -91,8 +88,8 @@ class Adapter:
     def __add__(self, update: "Update") -> "Adapter":
         """This adapter moved by an update; numbers stop at the ends of the range."""
         moved = np.empty_like(self.values)
-        for index, span in tensors.blocks(self.shapes, BLOCK):
-            moved[span] = saturate(self.values[span].astype(np.int64) + update.delta(index, span))
+        for block in tensors.blocks(self.shapes):
+            moved[block] = saturate(self.values[block].astype(np.int64) + update.delta(block))
         return Adapter(self.shapes, moved)
 
     def __eq__(self, other: object) -> bool:

@@ -20,6 +20,9 @@ from flockllm.errors import InvalidUpdate
 Shapes = Mapping[str, tuple[int, ...]]
 """The task's tensor list: name → shape, as PEFT names tensors on disk."""
 
+BLOCK = 1 << 18
+"""Numbers that are handled at a time."""
+
 Data = bytes | bytearray | memoryview | mmap
 """Bytes as they came; a mapped file is read block by block and never held in memory."""
 
@@ -42,14 +45,18 @@ def spans(shapes: Shapes) -> dict[str, slice]:
     return {name: slice(*span) for name, span in zip(names, pairwise(ends), strict=True)}
 
 
-def blocks(shapes: Shapes, block: int) -> Iterator[tuple[int, slice]]:
-    """Cuts the flat run into pieces of at most `block` numbers, each within one tensor.
+def blocks(shapes: Shapes, block: int = BLOCK) -> list[slice]:
+    """The flat run, cut into pieces that are handled one at a time."""
+    total = size(shapes)
+    return [slice(start, min(start + block, total)) for start in range(0, total, block)]
 
-    Yields the tensor's place in name order and the piece's place in the run.
-    """
+
+def parts(shapes: Shapes, block: slice) -> Iterator[tuple[int, slice]]:
+    """The tensors in a block: their place in name order, and which part of the run they hold."""
     for index, span in enumerate(spans(shapes).values()):
-        for start in range(span.start, span.stop, block):
-            yield index, slice(start, min(start + block, span.stop))
+        start, stop = max(span.start, block.start), min(span.stop, block.stop)
+        if start < stop:
+            yield index, slice(start, stop)
 
 
 def header(entries: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:

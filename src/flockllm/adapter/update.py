@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flockllm.adapter import tensors
-from flockllm.adapter.codecs import CODECS, INT16
-from flockllm.adapter.fixedpoint import BLOCK, FRACTION_BITS, Adapter, flatten
+from flockllm.adapter.codecs import CODECS
+from flockllm.adapter.fixedpoint import FRACTION_BITS, Adapter, flatten
 from flockllm.adapter.tensors import Data, Shapes, Values
 
 
@@ -26,25 +26,15 @@ class Update:
     """All tensors one after the other, in name order."""
 
     @classmethod
-    def from_floats(cls, current: Adapter, trained: Mapping[str, NDArray[np.float32]]) -> Self:
-        """How far `trained` is from `current`, rounded to the nearest update of full precision.
+    def from_floats(
+        cls, current: Adapter, trained: Mapping[str, NDArray[np.float32]], codec: str = "plain"
+    ) -> "Update":
+        """How far `trained` is from `current`, rounded to what `codec` can tell.
 
         Raises:
             InvalidUpdate: other tensors than the adapter's, or a number that is not finite.
         """
-        shapes = current.shapes
-        values = np.empty(tensors.size(shapes), np.int16)
-        shifts = np.zeros(len(shapes), np.int8)
-        moved = flatten(trained, shapes)
-        for index, span in enumerate(tensors.spans(shapes).values()):
-            start = np.ldexp(current.values[span].astype(np.float32), -FRACTION_BITS)
-            delta = np.ldexp(moved[span].astype(np.float64) - start, FRACTION_BITS)
-            largest = float(np.abs(delta).max(initial=0))
-            while np.rint(math.ldexp(largest, -int(shifts[index]))) > INT16 and shifts[index] < 16:
-                shifts[index] += 1
-            rounded = np.rint(np.ldexp(delta, -int(shifts[index])))
-            values[span] = np.clip(rounded, -INT16, INT16)
-        return cls(shapes, shifts, values)
+        return quantise(current, trained, codec)[0]
 
     @classmethod
     def from_bytes(cls, data: Data, shapes: Shapes, codec: str) -> Self:
@@ -61,16 +51,16 @@ class Update:
         """The canonical file: equal updates are equal bytes, hence equal digests."""
         return CODECS[codec].encode(self.shapes, self.shifts, self.values)
 
-    def delta(self, index: int, span: slice) -> NDArray[np.int32]:
-        """What is added to the numbers at `span`, which lies in tensor `index`."""
-        return self.values[span].astype(np.int32) << int(self.shifts[index])
+    def delta(self, block: slice) -> NDArray[np.int32]:
+        """What is added to a block of the flat run."""
+        delta = self.values[block].astype(np.int32)
+        for index, part in tensors.parts(self.shapes, block):
+            delta[part.start - block.start : part.stop - block.start] <<= int(self.shifts[index])
+        return delta
 
     def deltas(self) -> dict[str, NDArray[np.int32]]:
         """What is added, by tensor."""
-        return {
-            name: self.delta(index, span).reshape(self.shapes[name])
-            for index, (name, span) in enumerate(tensors.spans(self.shapes).items())
-        }
+        return tensors.named(self.delta(slice(0, tensors.size(self.shapes))), self.shapes)
 
     @cached_property
     def norm(self) -> int:
@@ -91,8 +81,40 @@ class Update:
     def _dot(self, other: "Update") -> int:
         """Σ delta · delta. Every partial sum is a whole number < 2⁵³, so floats are exact."""
         total = 0
-        for index, span in tensors.blocks(self.shapes, BLOCK):
-            a = self.values[span].astype(np.float64)
-            b = a if other is self else other.values[span].astype(np.float64)
-            total += int(a @ b) << int(self.shifts[index]) + int(other.shifts[index])
+        for block in tensors.blocks(self.shapes):
+            a = self.values[block].astype(np.float64)
+            b = a if other is self else other.values[block].astype(np.float64)
+            for index, part in tensors.parts(self.shapes, block):
+                here = slice(part.start - block.start, part.stop - block.start)
+                shift = int(self.shifts[index]) + int(other.shifts[index])
+                total += int(a[here] @ b[here]) << shift
         return total
+
+
+def quantise(
+    current: Adapter,
+    trained: Mapping[str, NDArray[np.float32]],
+    codec: str,
+    residual: NDArray[np.float32] | None = None,
+) -> tuple[Update, NDArray[np.float32]]:
+    """The update that leads from `current` towards `trained`, and what rounding left out.
+
+    What was left out, flat and in steps of the adapter's numbers, is told with the proposer's
+    next update when it is given back as `residual` (error feedback, Karimireddy et al.,
+    arXiv:1901.09847). Losing it loses nothing else.
+
+    Raises:
+        InvalidUpdate: other tensors than the adapter's, or a number that is not finite.
+    """
+    shapes = current.shapes
+    values = np.empty(tensors.size(shapes), np.int16)
+    shifts = np.zeros(len(shapes), np.int8)
+    moved = flatten(trained, shapes)
+    left = np.zeros_like(moved) if residual is None else residual.copy()
+    for index, span in enumerate(tensors.spans(shapes).values()):
+        start = np.ldexp(current.values[span].astype(np.float32), -FRACTION_BITS)
+        step = moved[span].astype(np.float64) - start.astype(np.float64)
+        delta = np.ldexp(step, FRACTION_BITS) + left[span].astype(np.float64)
+        values[span], shifts[index] = CODECS[codec].round(delta)
+        left[span] = delta - np.ldexp(values[span].astype(np.float64), int(shifts[index]))
+    return Update(shapes, shifts, values), left
