@@ -1,14 +1,67 @@
 """Content by CID: a directory, IPFS, S3, and gateways that need not be trusted."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from flockllm.store.base import Store
+from flockllm.errors import InvalidConfig
+from flockllm.store.base import Progress, Store
 from flockllm.store.cid import cid_of, digest_of, parse_cid
 from flockllm.store.local import LocalStore
+from flockllm.store.remote import RemoteStore
 
-__all__ = ["LocalStore", "Store", "cid_of", "digest_of", "open_store", "parse_cid"]
+__all__ = [
+    "LocalStore",
+    "Progress",
+    "RemoteStore",
+    "Store",
+    "cid_of",
+    "digest_of",
+    "open_store",
+    "parse_cid",
+]
 
 
-def open_store(location: str) -> Store:
-    """Opens the store at `location`: a directory."""
-    return LocalStore(Path(location).expanduser())
+def open_store(location: str, gateways: Sequence[str] = (), cache: Path | None = None) -> Store:
+    """Opens the store at `location`.
+
+    Args:
+        location: `DIR`, `ipfs://host:5001` (`ipfs+https://` behind TLS), or `s3://bucket/prefix`.
+        gateways: URLs of trustless gateways, asked in turn for what is not at `location`.
+        cache: directory for what was fetched, where `location` is none; else `cache_folder()`.
+
+    Raises:
+        InvalidConfig: no such kind of location.
+        StoreError: the directory cannot be used.
+    """
+    from flockllm.store.ipfs import Gateway, Kubo
+    from flockllm.store.s3 import S3
+
+    for url in gateways:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise InvalidConfig(f"a gateway is an http:// or https:// URL, got {url!r}")
+    fallbacks = [Gateway(url) for url in gateways]
+
+    if "://" not in location:
+        local = LocalStore(Path(location).expanduser())
+        return RemoteStore(local, fallbacks) if fallbacks else local
+
+    parts = urlsplit(location)
+    home: Kubo | S3
+    match parts.scheme:
+        case "ipfs" | "ipfs+https" if parts.hostname:
+            http = "https" if parts.scheme == "ipfs+https" else "http"
+            home = Kubo(f"{http}://{parts.netloc}")
+        case "s3" if parts.netloc:
+            home = S3(parts.netloc, parts.path)
+        case _:
+            raise InvalidConfig(
+                f"a store is a folder, ipfs://host:5001 or s3://bucket/prefix, got {location!r}"
+            )
+    return RemoteStore(LocalStore(cache or cache_folder()), [home, *fallbacks], home)
+
+
+def cache_folder() -> Path:
+    """Where fetched content is kept unless said otherwise, as the XDG specification has it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flockllm" / "store"

@@ -9,11 +9,24 @@ Progress = Callable[[int, int], None]
 """Called with the bytes that are here and the bytes that there will be."""
 
 
-class Store(Protocol):
-    """Content by digest. Every method raises `StoreError` where the place behind it fails."""
+class Home(Protocol):
+    """Where content is put for others to find."""
 
     def put(self, data: Bytes) -> bytes:
         """Keeps `data` and returns its digest; putting twice is putting once."""
+
+    def has(self, digest: bytes, size: int | None = None) -> bool:
+        """Whether the content is where `put` puts it; its bytes are not looked at."""
+
+    def pin(self, digest: bytes, size: int | None = None) -> None:
+        """Keeps the content through every garbage collection."""
+
+    def unpin(self, digest: bytes, size: int | None = None) -> None:
+        """Leaves the content to the next garbage collection; not pinned is fine."""
+
+
+class Store(Home, Protocol):
+    """Content by digest. Every method raises `StoreError` where the place behind it fails."""
 
     def get(
         self,
@@ -37,12 +50,3 @@ class Store(Protocol):
             NotFound: nobody who was asked has it.
             StoreError: it is larger than `limit`, it was altered, or nobody answered in time.
         """
-
-    def has(self, digest: bytes, size: int | None = None) -> bool:
-        """Whether the content is where `put` puts it; its bytes are not looked at."""
-
-    def pin(self, digest: bytes, size: int | None = None) -> None:
-        """Keeps the content through every garbage collection."""
-
-    def unpin(self, digest: bytes, size: int | None = None) -> None:
-        """Leaves the content to the next garbage collection; not pinned is fine."""

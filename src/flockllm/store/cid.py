@@ -15,7 +15,12 @@ def digest_of(data: Bytes) -> bytes:
 
 def cid_of(digest: bytes, size: int) -> str:
     """The CIDv1 that IPFS prints: `bafk…` for content of one leaf, `bafy…` above 1 MiB."""
-    return cid_text(RAW if size <= UNIXFS.leaf else DAG_PB, digest)
+    return cid_text(codec_of(size), digest)
+
+
+def codec_of(size: int) -> int:
+    """The codec of the root of a file."""
+    return RAW if size <= UNIXFS.leaf else DAG_PB
 
 
 def cid_text(codec: int, digest: bytes) -> str:

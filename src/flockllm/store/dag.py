@@ -55,8 +55,8 @@ class Profile:
         links = (
             self._link(child, depth, digest) for child, digest in zip(sizes, digests, strict=True)
         )
-        file = b"\x08\x02\x18" + _varint(size) + b"".join(b"\x20" + _varint(s) for s in sizes)
-        return b"".join(links) + b"\x0a" + _varint(len(file)) + file
+        file = b"\x08\x02\x18" + varint(size) + b"".join(b"\x20" + varint(s) for s in sizes)
+        return b"".join(links) + b"\x0a" + varint(len(file)) + file
 
     def links(self, block: bytes, size: int, depth: int) -> list[bytes]:
         """The digests of a node's children.
@@ -113,9 +113,9 @@ class Profile:
     def _link(self, child: int, depth: int, digest: bytes) -> bytes:
         """One PBLink of a node at `depth`: hash, empty name, bytes of all blocks below it."""
         cid = cid_bytes(DAG_PB if depth > 1 else RAW, digest)
-        total = _varint(_total(self, child, depth - 1))
-        link = b"\x0a" + _varint(len(cid)) + cid + b"\x12\x00\x18" + total
-        return b"\x12" + _varint(len(link)) + link
+        total = varint(_total(self, child, depth - 1))
+        link = b"\x0a" + varint(len(cid)) + cid + b"\x12\x00\x18" + total
+        return b"\x12" + varint(len(link)) + link
 
 
 UNIXFS = Profile(leaf=1 << 20, width=1024)
@@ -132,7 +132,7 @@ def _total(profile: Profile, size: int, depth: int) -> int:
     return below + len(profile.node(size, depth, [bytes(32)] * len(sizes)))
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     """Unsigned LEB128."""
     out = bytearray()
     while value > 0x7F:

@@ -31,7 +31,7 @@ class LocalStore:
         self.folder = folder
         self._pins = folder / "pins"
         self._unfinished = folder / "unfinished"
-        with _explained(f"cannot use {folder} as a store"):
+        with explained(f"cannot use {folder} as a store"):
             for path in (folder, self._pins, self._unfinished):
                 path.mkdir(parents=True, exist_ok=True)
         self._sweep()
@@ -47,7 +47,7 @@ class LocalStore:
             return digest
 
         unfinished = self._unfinished / f"{path.name}.{token_hex(8)}"
-        with _explained(f"cannot write to {self.folder}"):
+        with explained(f"cannot write to {self.folder}"):
             try:
                 with unfinished.open("xb") as file:
                     file.write(data)
@@ -68,7 +68,7 @@ class LocalStore:
         """Reads and checks. A digest without size is a tree if it is here as one."""
         check_size(size, limit)
         for path in self._candidates(digest, size):
-            with suppress(NotFound), _explained(f"cannot read {path}"):
+            with suppress(NotFound), explained(f"cannot read {path}"):
                 data = _read(path, size, limit)
                 if digest_of(data) != digest:
                     raise StoreError(f"{path} was altered: remove it, and put or fetch it again")
@@ -80,19 +80,19 @@ class LocalStore:
     def has(self, digest: bytes, size: int | None = None) -> bool:
         """Whether a file of that name, and size, is there."""
         for path in self._candidates(digest, size):
-            with suppress(NotFound), _explained(f"cannot read {path}"):
+            with suppress(NotFound), explained(f"cannot read {path}"):
                 return size in (None, path.lstat().st_size)
         return False
 
     def pin(self, digest: bytes, size: int | None = None) -> None:
         """Keeps the content, here or still to come, through `collect`."""
-        with _explained(f"cannot write to {self.folder}"):
+        with explained(f"cannot write to {self.folder}"):
             for path in self._candidates(digest, size):
                 (self._pins / path.name).touch()
 
     def unpin(self, digest: bytes, size: int | None = None) -> None:
         """Leaves the content to `collect`."""
-        with _explained(f"cannot write to {self.folder}"):
+        with explained(f"cannot write to {self.folder}"):
             for path in self._candidates(digest, size):
                 (self._pins / path.name).unlink(missing_ok=True)
 
@@ -105,7 +105,7 @@ class LocalStore:
         """
         named = set(keep)
         removed = []
-        with _explained(f"cannot clean up {self.folder}"):
+        with explained(f"cannot clean up {self.folder}"):
             pinned = {path.name for path in self._pins.iterdir()}
             for path, (_, digest) in self._contents():
                 if digest not in named and path.name not in pinned and _age(path) >= younger:
@@ -120,8 +120,13 @@ class LocalStore:
 
     def finish(self, unfinished: Path, digest: bytes, size: int) -> None:
         """Gives a complete file its name, such that a crash leaves all of it or nothing."""
-        _sync(unfinished)
-        unfinished.replace(self.folder / cid_of(digest, size))
+        path = self.folder / cid_of(digest, size)
+        try:
+            _sync(unfinished)
+            unfinished.replace(path)
+        except FileNotFoundError:
+            if not path.exists():  # another process finished the same download, or swept it away
+                raise
         _sync(self.folder)
 
     def _candidates(self, digest: bytes, size: int | None) -> list[Path]:
@@ -140,7 +145,7 @@ class LocalStore:
 
     def _sweep(self) -> None:
         """Removes what killed processes left unfinished."""
-        with _explained(f"cannot clean up {self.folder}"):
+        with explained(f"cannot clean up {self.folder}"):
             for path in self._unfinished.iterdir():
                 with suppress(FileNotFoundError):
                     if _age(path) >= STALE:
@@ -183,7 +188,7 @@ def _read(path: Path, size: int | None, limit: int) -> bytes:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
     """Says in our words what the operating system refused."""
     try:
         yield
