@@ -1,0 +1,183 @@
+"""The compiled contracts on revm: some fifty times the calls per second of titanoboa.
+
+For machines and campaigns, which compare every step with a model and need no source positions.
+Block n's hash is keccak256 of n as decimal text; time and height are attributes.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import astuple
+from functools import cache
+from pathlib import Path
+
+from eth_abi import decode, encode
+from eth_hash.auto import keccak
+from eth_utils import to_checksum_address
+from pyrevm import EVM, BlockEnv
+
+from flockllm import rounds
+from flockllm.rounds import Duty, Outcome, Phase, Terms, Verdict
+
+ARTIFACTS = Path(__file__).resolve().parents[2] / "src/flockllm/chain/artifacts"
+CHAIN_ID = 1
+SPEC = keccak(b"spec")
+INITIAL = keccak(b"initial adapter")
+PLENTY = 2**127
+"""Tokens that everybody has: nobody's call fails for want of money."""
+
+
+@cache
+def artifact(name: str) -> dict:
+    """A compiled contract."""
+    return json.loads((ARTIFACTS / f"{name}.json").read_text())
+
+
+def types(parameters: Sequence[dict]) -> list[str]:
+    """ABI types, with structs written out as tuples."""
+    return [
+        p["type"].replace("tuple", f"({','.join(types(p['components']))})")
+        if "components" in p
+        else p["type"]
+        for p in parameters
+    ]
+
+
+@cache
+def functions(contract: str) -> dict[str, tuple[bytes, list[str], list[str]]]:
+    """By name: selector, types of the arguments, types of the results."""
+    found = {}
+    for entry in artifact(contract)["abi"]:
+        if entry["type"] == "function":
+            takes, gives = types(entry["inputs"]), types(entry["outputs"])
+            selector = keccak(f"{entry['name']}({','.join(takes)})".encode())[:4]
+            found[entry["name"]] = selector, takes, gives
+    return found
+
+
+def address(number: int) -> str:
+    """A participant's address."""
+    return to_checksum_address(keccak(b"participant %d" % number)[-20:])
+
+
+class Refused(Exception):
+    """A call that reverted, with the contract's reason."""
+
+
+class Chain:
+    """One EVM with a factory, a token, and one task made by `creator`."""
+
+    def __init__(
+        self, terms: Terms, creator: str, pool: int, *, blueprint: bytes | None = None
+    ) -> None:
+        self.evm = EVM()
+        self.now, self.block, self.gas = 1_700_000_000, 1_000, 0
+        self.terms, self.creator = terms, creator
+        self._tick()
+        template = self._deploy(blueprint or bytes.fromhex(artifact("Task")["blueprint"][2:]))
+        self.factory = self._deploy(self._code("TaskFactory") + encode(["address"], [template]))
+        self.token = self._deploy(self._code("TestToken") + encode(["string"] * 2, ["T", "TST"]))
+        self.endow(creator, self.factory)
+        (task,) = self.send(
+            "TaskFactory",
+            self.factory,
+            creator,
+            "create_task",
+            (astuple(terms), self.token, SPEC, INITIAL, pool),
+        )
+        self.task = to_checksum_address(task)
+
+    def _code(self, name: str) -> bytes:
+        return bytes.fromhex(artifact(name)["bytecode"][2:])
+
+    def _deploy(self, code: bytes) -> str:
+        return self.evm.deploy(self.creator, code)
+
+    def _tick(self) -> None:
+        self.evm.set_block_env(BlockEnv(number=self.block, timestamp=self.now))
+
+    def wait(self, seconds: int = 0, blocks: int = 0) -> None:
+        """Lets time pass and blocks be mined."""
+        self.now += seconds
+        self.block += blocks
+        self._tick()
+
+    def block_hash(self, number: int) -> bytes:
+        """The hash of a past block."""
+        return keccak(str(number).encode())
+
+    def endow(self, who: str, spender: str | None = None) -> None:
+        """Gives `who` plenty of tokens, and lets `spender` (the task) take them."""
+        self.send("TestToken", self.token, self.creator, "mint", (who, PLENTY))
+        self.send("TestToken", self.token, who, "approve", (spender or self.task, PLENTY))
+
+    def send(self, contract: str, to: str, who: str, name: str, args: Sequence = ()) -> tuple:
+        """Calls a function from `who` and returns its results.
+
+        Raises:
+            Refused: it reverted.
+        """
+        selector, takes, gives = functions(contract)[name]
+        out = self._message(who, to, selector + encode(takes, args))
+        return decode(gives, out) if gives else ()
+
+    def _message(self, who: str, to: str, data: bytes) -> bytes:
+        try:
+            return self.evm.message_call(who, to, data)
+        except RuntimeError as e:
+            output = re.search(r"output: 0x([0-9a-f]*)", str(e))
+            data = bytes.fromhex(output[1]) if output else b""
+            reason = decode(["string"], data[4:])[0] if len(data) > 4 else str(e)
+            raise Refused(reason) from None
+        finally:
+            self.evm.reset_transient_storage()
+
+    def raw(self, name: str, *args: object) -> bytes:
+        """The task's answer as bytes."""
+        selector, takes, _ = functions("Task")[name]
+        return self._message(self.creator, self.task, selector + encode(takes, args))
+
+    def call(self, who: str, name: str, *args: object) -> tuple:
+        """Calls the task."""
+        return self.send("Task", self.task, who, name, args)
+
+    # the task, as the model's values
+
+    def view(self, who: str) -> rounds.View:
+        """What a node sees."""
+        state, seats, mine = self.call(who, "look", who)
+        return rounds.View(
+            state=rounds.State(state[0], Phase(state[1]), *state[2:]),
+            seats=tuple(self._seat(seat) for seat in seats),
+            me=rounds.Participant(*mine),
+        )
+
+    def seats(self, number: int) -> tuple[rounds.Seat, ...]:
+        """The seats of a round."""
+        (seats,) = self.call(self.creator, "seats", number)
+        return tuple(self._seat(seat) for seat in seats)
+
+    def result(self, number: int) -> rounds.RoundResult:
+        """How a round ended."""
+        outcome, *rest = self.call(self.creator, "round_result", number)
+        return rounds.RoundResult(Outcome(outcome), *rest)
+
+    def balance(self) -> int:
+        """The tokens that the task holds."""
+        return self.send("TestToken", self.token, self.creator, "balanceOf", (self.task,))[0]
+
+    def _seat(self, seat: tuple) -> rounds.Seat:
+        who, voter, duty, commitment, digest, size, scores, verdict, weight, settled = seat
+        revealed = voter and duty == Duty.DONE
+        return rounds.Seat(
+            who=to_checksum_address(who),
+            voter=voter,
+            duty=Duty(duty),
+            commitment=commitment,
+            digest=digest,
+            size=size,
+            scores=rounds.unpack_scores(scores, self.terms.proposers) if revealed else (),
+            verdict=Verdict(verdict),
+            weight=weight,
+            settled=settled,
+        )
