@@ -44,6 +44,8 @@ class Entry:
     """Where it was mined; None while pending."""
     hash: str | None = None
     """The attempt that was mined."""
+    done: bool = False
+    """Whether the one who asked was told how it ended."""
     taken: int | None = None
     """The block at which the nonce was first seen used, without a receipt of ours."""
 
@@ -67,14 +69,17 @@ class Journal:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield self._read()
 
-    def save(self, entries: list[Entry]) -> None:
-        """Replaces the file; when this returns, a crash of the machine does not lose it."""
+    def save(self, entries: list[Entry], *, durable: bool = True) -> None:
+        """Replaces the file; if `durable`, a crash of the machine does not lose it either."""
         fresh = self.path.with_suffix(".new")
         with fresh.open("w") as file:
             file.write(json.dumps(sorted(entries, key=lambda entry: entry.nonce), default=vars))
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         fresh.replace(self.path)
+        if not durable:
+            return
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
