@@ -143,27 +143,24 @@ def choose(wanted: Engine | None) -> Engine:
 def bubblewrap(job: Job) -> Started:
     """Starts in new namespaces of every kind, as nobody, with system calls filtered.
 
-    The limits are set on the first process before it runs anything. Root is above the limit on
-    processes and may read too much: under root a first bubblewrap puts all that is to be mounted
-    where nobody can reach it, and a second one, as nobody, starts the sandbox.
+    The limits are set on the first process before it runs anything.
     """
     mounts = [(path, f"/{path.name}") for path in sorted(job.root.iterdir())]
     mounts += [(path, str(path)) for path in job.mounts()]
     links = [(os.readlink(path), place) for path, place in mounts if path.is_symlink()]
     binds = [(str(path), place) for path, place in mounts if not path.is_symlink()]
 
+    if _root():
+        binds, arguments = _within_reach(binds)
+    else:
+        arguments = []
+
     scratch = str(job.limits.scratch)
-    arguments = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns"]
+    arguments += ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns"]
     arguments += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL"]
     arguments += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--clearenv"]
     for name, value in job.environment().items():
         arguments += ["--setenv", name, value]
-    if _root():
-        outer = ["bwrap", "--die-with-parent", "--dev-bind", "/", "/", "--tmpfs", TMP]
-        for number, (source, _) in enumerate(binds):
-            outer += ["--ro-bind", source, f"{TMP}/{number}"]
-        arguments = [*outer, "--", *AS_NOBODY, *arguments]
-        binds = [(f"{TMP}/{number}", place) for number, (_, place) in enumerate(binds)]
     for source, place in binds:
         arguments += ["--ro-bind", source, place]
     for target, place in links:
@@ -202,6 +199,40 @@ def bubblewrap(job: Job) -> Started:
             said = process.communicate()[0].decode(errors="replace").strip()
             raise SandboxError(f"bubblewrap cannot start: {said or e}") from e
         return Started(process, pid, process.kill, lambda seconds: _connect_within(pid, seconds))
+
+
+REACH = """
+set -e
+reach=$1
+shift
+mount -t tmpfs -o mode=755 flockllm "$reach"
+number=0
+while [ "$1" != -- ]; do
+    if [ -d "$1" ]; then mkdir "$reach/$number"; else : > "$reach/$number"; fi
+    mount --bind "$1" "$reach/$number"
+    number=$((number + 1))
+    shift
+done
+shift
+exec "$@"
+"""
+PLACES = tuple(map(Path, ("/mnt", "/media", "/srv", "/opt")))
+
+
+def _within_reach(binds: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Where nobody can reach what root can, and the start of a command that has it there.
+
+    Root does not start sandboxes as root: it is above the limit on processes, and owns the files
+    of the kernel's settings. But nobody may not pass through root's folders; so in a mount
+    namespace of the sandbox's own everything is mounted again below a folder that it does not need.
+    """
+    sources = [Path(source) for source, _ in binds]
+    for place in PLACES:
+        if place.is_dir() and not any(source.is_relative_to(place) for source in sources):
+            again = [(f"{place}/{number}", where) for number, (_, where) in enumerate(binds)]
+            mount = ["unshare", "--mount", "sh", "-c", REACH, "sh", str(place)]
+            return again, [*mount, *map(str, sources), "--", *AS_NOBODY]
+    raise SandboxError(f"as root, one of {', '.join(map(str, PLACES))} must be an unused folder")
 
 
 def _limit(pid: int, limits: Limits) -> None:
