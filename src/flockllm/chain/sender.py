@@ -111,8 +111,8 @@ class Sender:
     def send(self, intent: str, to: str | None, data: bytes) -> Receipt:
         """Calls `to` (None: creates a contract), and waits until it is done.
 
-        An intent that is still pending, perhaps from before a crash, is not sent again but
-        waited for.
+        An intent whose end nobody was told yet, perhaps because of a crash, is not sent again
+        but waited for; so is one that a reorganisation took back.
 
         Raises:
             Reverted: the contract refuses; usually found out beforehand, so nothing was sent.
@@ -122,8 +122,9 @@ class Sender:
         end = time.monotonic() + self._timeout
         while True:
             nonce = self._post(intent, to, data)
-            while (entry := self._look(nonce)) is not None:
-                if entry.hash and (receipt := self._settled(entry.hash)):
+            while (found := self._look(nonce)) is not None:
+                entry, receipt = found
+                if receipt:
                     return self._checked(receipt, entry)
                 if time.monotonic() >= end:
                     raise ChainError(
@@ -144,8 +145,8 @@ class Sender:
         with self._journal.open() as entries:
             used = self._tend(entries)
             for entry in entries:
-                if entry.intent == intent and entry.block is None:
-                    log.info("%s: was sent before, waiting for it", intent)
+                if entry.intent == intent and not entry.done:
+                    log.info("%s: was sent before, not sending it again", intent)
                     return entry.nonce
             transaction, fees = self._prepare(to, data)
             nonce = max([used, *(entry.nonce + 1 for entry in entries)])
@@ -221,6 +222,7 @@ class Sender:
             if entry.block is not None and used <= entry.nonce:
                 log.warning("%s: the chain lost it; sending it again", entry.intent)
                 entry.block = entry.hash = None
+                entry.done = False
                 self._resend(entry)
             elif entry.block is not None:
                 if number - entry.block > KEEP:
@@ -240,7 +242,7 @@ class Sender:
                 self._replace(entry, entries)
         # All else that was found can be found again, and is kept with the next transaction.
         if doubts != [entry.taken for entry in entries]:
-            self._journal.save(entries)
+            self._journal.save(entries, durable=False)
         return max(used, int(_value(queued), 16))
 
     def _resend(self, entry: Entry) -> None:
@@ -280,11 +282,18 @@ class Sender:
             if not any(word in str(e).lower() for word in ("already", "known", "nonce too low")):
                 raise
 
-    def _look(self, nonce: int) -> Entry | None:
-        """The entry of a nonce as the chain has it now; None if another transaction has it."""
+    def _look(self, nonce: int) -> tuple[Entry, Any] | None:
+        """The entry of a nonce, and its receipt once that counts; None if the nonce is lost."""
         with self._journal.open() as entries:
             self._tend(entries)
-            return next((entry for entry in entries if entry.nonce == nonce), None)
+            entry = next((entry for entry in entries if entry.nonce == nonce), None)
+            if entry is None:
+                return None
+            receipt = self._settled(entry.hash) if entry.hash else None
+            if receipt:
+                entry.done = True
+                self._journal.save(entries, durable=False)
+            return entry, receipt
 
     def _settled(self, hash_: str) -> Any:
         """The receipt, once it is deep enough in the chain."""
