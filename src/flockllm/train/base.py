@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from flockllm.errors import ModelError
 from flockllm.task import PACKAGED_BASE, Lora
+from flockllm.train.dropout import speed_up_dropout
 from flockllm.train.loss import can_pack
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class Base:
                 self.model = self.peft.unload()
             self.peft = _with_lora(self.model, lora)
             self.lora = lora
+            if self.device.type == "cpu":
+                speed_up_dropout(self.peft, lora.dropout)
             self.parameters = {
                 name.replace(".default.", "."): parameter
                 for name, parameter in sorted(self.peft.named_parameters())
