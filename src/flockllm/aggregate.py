@@ -36,6 +36,8 @@ PIECE = 1 << 15
 """Numbers of one update that are summed at a time."""
 ROWS = 16
 """Updates that are summed at a time; the two together fill a core's cache."""
+STRIP = 512
+"""Numbers that BLAS sums at a time."""
 
 
 def mean(current: Adapter, updates: Sequence[Update], weights: Sequence[int] = ()) -> Adapter:
@@ -124,17 +126,21 @@ def _blockwise(
 def _weighted_sum(rows: list[NDArray[np.int16]], scales: NDArray[np.float64]) -> NDArray[np.int64]:
     """Σ scale · row.
 
-    A scale is < 2¹⁷⁺ˢ where the row's values are < 2³¹⁻ˢ, so that a sum over `ROWS` rows is made
-    of whole numbers < 2⁵³ whatever its order: floating point is exact, and BLAS may be used.
+    A scale is ≤ 2¹⁶⁺ˢ where the row's values are < 2³¹⁻ˢ, so that a sum over `ROWS` rows is made
+    of whole numbers < 2⁵³ whatever its order: floating point is exact, and BLAS may be used. It
+    gets strips too small to start threads of its own, which would fight ours for the cores.
     """
-    total = np.zeros(len(rows[0]), np.int64)
-    scratch = np.empty((min(ROWS, len(rows)), len(rows[0])))  # (rows, piece)
+    count = len(rows[0])
+    total = np.zeros(-(-count // STRIP) * STRIP, np.int64)
+    scratch = np.zeros((min(ROWS, len(rows)), len(total)))
+    strips = scratch.reshape(len(scratch), -1, STRIP).swapaxes(0, 1)  # (strips, rows, STRIP)
     for first in range(0, len(rows), ROWS):
         batch = rows[first : first + ROWS]
         for into, row in zip(scratch, batch, strict=False):
-            into[:] = row
-        total += (scales[first : first + ROWS] @ scratch[: len(batch)]).astype(np.int64)
-    return total
+            into[:count] = row
+        sums = scales[first : first + ROWS] @ strips[:, : len(batch)]
+        total += sums.reshape(-1).astype(np.int64)
+    return total[:count]
 
 
 def _sorted(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int32]:

@@ -14,6 +14,9 @@ from flockllm.adapter.codecs import CODECS
 from flockllm.adapter.fixedpoint import FRACTION_BITS, Adapter, flatten
 from flockllm.adapter.tensors import Data, Shapes, Values
 
+STRIP = 4096
+"""Numbers that BLAS multiplies at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Update:
@@ -79,7 +82,7 @@ class Update:
         return self._dot(other) / math.sqrt(self._dot(self) * other._dot(other))
 
     def _dot(self, other: "Update") -> int:
-        """Σ delta · delta. Every partial sum is a whole number < 2⁵³, so floats are exact."""
+        """Σ delta · delta, exactly."""
         total = 0
         for block in tensors.blocks(self.shapes):
             a = self.values[block].astype(np.float64)
@@ -87,7 +90,7 @@ class Update:
             for index, part in tensors.parts(self.shapes, block):
                 here = slice(part.start - block.start, part.stop - block.start)
                 shift = int(self.shifts[index]) + int(other.shifts[index])
-                total += int(a[here] @ b[here]) << shift
+                total += _whole_dot(a[here], b[here]) << shift
         return total
 
 
@@ -118,3 +121,13 @@ def quantise(
         values[span], shifts[index] = CODECS[codec].round(delta)
         left[span] = delta - np.ldexp(values[span].astype(np.float64), int(shifts[index]))
     return Update(shapes, shifts, values), left
+
+
+def _whole_dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> int:
+    """Σ a · b of values of a block: every partial sum is a whole number < 2⁵³, so it is exact.
+
+    In strips too short for BLAS to start threads, which would fight those of the aggregation.
+    """
+    even = len(a) // STRIP * STRIP
+    strips = np.vecdot(a[:even].reshape(-1, STRIP), b[:even].reshape(-1, STRIP)).sum()
+    return int(strips) + int(np.vecdot(a[even:], b[even:]))
