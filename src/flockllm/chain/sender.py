@@ -107,6 +107,8 @@ class Sender:
         self._patience = patience
         self._timeout = timeout
         self._clock = clock
+        with self._journal.open() as entries:
+            self._reached = max((entry.nonce + 1 for entry in entries if entry.done), default=0)
 
     def send(self, intent: str, to: str | None, data: bytes) -> Receipt:
         """Calls `to` (None: creates a contract), and waits until it is done.
@@ -139,6 +141,12 @@ class Sender:
         with self._journal.open() as entries:
             self._tend(entries)
             return [entry.intent for entry in entries if entry.block is None]
+
+    def mend(self) -> None:
+        """Sends again what a reorganisation took back; costs one request if there was none."""
+        count = self.connection.call("eth_getTransactionCount", self.address, "latest")
+        if int(count, 16) < self._reached:
+            self.pending()
 
     def _post(self, intent: str, to: str | None, data: bytes) -> int:
         """Gives the intent a transaction, unless it has one; returns the nonce."""
@@ -292,6 +300,7 @@ class Sender:
             receipt = self._settled(entry.hash) if entry.hash else None
             if receipt:
                 entry.done = True
+                self._reached = max(self._reached, nonce + 1)
                 self._journal.save(entries, durable=False)
             return entry, receipt
 

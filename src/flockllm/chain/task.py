@@ -76,7 +76,12 @@ class Task:
         return bytes(self._read("initial_adapter"))
 
     def look(self, who: Address, block: int | None = None) -> View:
-        """All that `who` needs to decide what to do, at one block (default: the newest)."""
+        """All that `who` needs to decide what to do, at one block (default: the newest).
+
+        With a sender, first sends again what a reorganisation took back from it.
+        """
+        if self._sender:
+            self._sender.mend()
         state, seats, me = self._read("look", who, block=block)
         state = State(**{**state, "phase": Phase(state["phase"])})
         return View(state, tuple(map(self._seat, seats)), Participant(**me))
