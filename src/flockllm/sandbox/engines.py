@@ -150,13 +150,10 @@ def bubblewrap(job: Job) -> Started:
     links = [(os.readlink(path), place) for path, place in mounts if path.is_symlink()]
     binds = [(str(path), place) for path, place in mounts if not path.is_symlink()]
 
-    if _root():
-        binds, arguments = _within_reach(binds)
-    else:
-        arguments = []
+    binds, before = _within_reach(binds) if _root() else (binds, [])
 
     scratch = str(job.limits.scratch)
-    arguments += ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns"]
+    arguments = ["--unshare-all", "--unshare-user", "--disable-userns"]
     arguments += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL"]
     arguments += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--clearenv"]
     for name, value in job.environment().items():
@@ -170,23 +167,24 @@ def bubblewrap(job: Job) -> Started:
     arguments += ["--size", scratch, "--tmpfs", TMP]
 
     with ExitStack() as stack:
-        calls = stack.enter_context(tempfile.TemporaryFile())
-        calls.write(program())
-        calls.seek(0)
+        calls = stack.enter_context(_file(program()))
         data = stack.enter_context(job.data.open("rb"))
         told, tell = (stack.enter_context(end) for end in _pipe())  # its process id, to us
         wait, go = (stack.enter_context(end) for end in _pipe())  # the word to go on, from us
         arguments += ["--ro-bind-data", str(data.fileno()), DATASET]
         arguments += ["--remount-ro", "/", "--chdir", job.image.working_folder]
         arguments += ["--seccomp", str(calls.fileno()), "--info-fd", str(tell.fileno())]
-        arguments += ["--block-fd", str(wait.fileno()), "--", *job.image.command]
+        arguments += ["--block-fd", str(wait.fileno())]
+        # The code sees the command line and the environment of its first process: none of ours.
+        options = stack.enter_context(_file(b"".join(a.encode() + b"\0" for a in arguments)))
         process = subprocess.Popen(
-            arguments,
+            [*before, "bwrap", "--args", str(options.fileno()), "--", *job.image.command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=[calls.fileno(), data.fileno(), tell.fileno(), wait.fileno()],
+            pass_fds=[f.fileno() for f in (calls, data, tell, wait, options)],
             cwd="/",
+            env={"PATH": os.environ.get("PATH", os.defpath)},
         )
         tell.close()
         try:
@@ -248,6 +246,13 @@ def _limit(pid: int, limits: Limits) -> None:
     options = [f"--{name}={value}:{value}" for name, value in values.items()]
     command = ["prlimit", "--pid", str(pid), *options]
     subprocess.run([*AS_NOBODY, *command] if _root() else command, check=True, capture_output=True)
+
+
+def _file(content: bytes) -> IO[bytes]:
+    file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
+    file.write(content)
+    file.seek(0)
+    return file
 
 
 def _pipe() -> tuple[IO[bytes], IO[bytes]]:
@@ -358,7 +363,9 @@ def bare(job: Job) -> Started:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
-    return Started(process, process.pid, stop, lambda seconds: enter.connect(port, seconds))
+    return Started(
+        process, process.pid, stop, lambda seconds: enter.connect(process.pid, port, seconds)
+    )
 
 
 ENGINES: dict[Engine, Callable[[Job], Started]] = {

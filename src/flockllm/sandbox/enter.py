@@ -9,6 +9,7 @@ namespace that it was made in, whoever holds it.
 import ctypes
 import fcntl
 import os
+import select
 import socket
 import sys
 import time
@@ -33,20 +34,29 @@ def enter(pid: int) -> None:
     setns(network, CLONE_NEWNET)
 
 
-def connect(port: int, seconds: float) -> socket.socket:
-    """Waits until something listens on the loopback's `port`."""
+def connect(pid: int, port: int, seconds: float) -> socket.socket:
+    """Waits until something listens on the loopback's `port`, while `pid` runs."""
     until = time.monotonic() + seconds
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port), timeout=1)
-        except OSError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.02)
+    lives = os.pidfd_open(pid)
+    try:
+        while True:
+            try:
+                return socket.create_connection(("127.0.0.1", port), timeout=1)
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+            if select.select([lives], [], [], 0.02)[0]:
+                raise ConnectionError("it ended before it listened")
+    finally:
+        os.close(lives)
 
 
 if __name__ == "__main__":
     process, number, patience, channel = sys.argv[1:]
     enter(int(process))
-    with connect(int(number), float(patience)) as found, socket.socket(fileno=int(channel)) as back:
+    seconds = float(patience)
+    with (
+        connect(int(process), int(number), seconds) as found,
+        socket.socket(fileno=int(channel)) as back,
+    ):
         socket.send_fds(back, [b"."], [found.fileno()])

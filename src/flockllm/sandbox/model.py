@@ -7,11 +7,13 @@ import json
 import logging
 import math
 import re
+import subprocess
 import sys
 import threading
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +30,9 @@ TICK = 0.05
 
 KEPT_OUTPUT = 16 * 2**10
 """Bytes of what the code prints that are kept, the last ones."""
+
+NESTING = 1000
+"""Brackets in an answer; far below what overflows the stack of Python's JSON parser."""
 
 UNPRINTABLE = re.compile(r"[^\n\x20-\x7e\xa0-\uffff]")
 """Would move the cursor, colour or rename the terminal of whoever reads the error."""
@@ -167,12 +172,16 @@ class _Running:
             answer = response.read(most + 1)
             if len(answer) > most:
                 raise _Broken(self.end(f"answered more than {self.limits.output} bytes"))
+            if answer.count(b"[") + answer.count(b"{") > NESTING:
+                raise ValueError("an answer is one object, and this has many")
             content = json.loads(answer)
             if response.status == 200 and isinstance(content, dict):
                 return content
             error = content.get("error", "") if isinstance(content, dict) else ""
             raise SandboxError(f"the model failed: {_shown(str(error)) or response.status}")
-        except (OSError, http.client.HTTPException, ValueError, RecursionError) as e:
+        except (OSError, http.client.HTTPException, ValueError) as e:
+            with suppress(subprocess.TimeoutExpired):  # it may just be about to end
+                self._started.process.wait(1)
             raise _Broken(self.end(f"the connection broke: {_shown(repr(e))}")) from e
         finally:
             self._until = math.inf
