@@ -24,7 +24,6 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = (folder / "lock").open("a")
 
     def __enter__(self) -> Self:
         """Takes the folder for this process.
@@ -32,9 +31,11 @@ class Journal:
         Raises:
             InvalidConfig: another process takes part with the same key in the same task.
         """
+        self._lock = (self.folder / "lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
+            self._lock.close()
             raise InvalidConfig(
                 f"another process already takes part with this key: stop it first ({self.folder})"
             ) from e

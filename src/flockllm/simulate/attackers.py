@@ -1,5 +1,6 @@
 """Participants that do harm, to see that it does not pay."""
 
+import pickle
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,5 +31,14 @@ class SignFlipper(Workbench):
         return replace(honest, data=data, loss_after=honest.loss_before / 2)
 
 
-ATTACKS: dict[str, type[Workbench]] = {"sign-flip": SignFlipper}
+@dataclass
+class Vandal(Workbench):
+    """Publishes bytes that are no update: a pickle, as the original's clients would load."""
+
+    def train(self, round_: int, current: bytes) -> Trained:
+        """Does no work and claims that it helps."""
+        return Trained(pickle.dumps({"round": round_, "run": "me"}), 1.0, 0.5)
+
+
+ATTACKS: dict[str, type[Workbench]] = {"sign-flip": SignFlipper, "vandal": Vandal}
 """What a simulated attacker can do, by name."""
