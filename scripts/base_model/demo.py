@@ -2,8 +2,9 @@
 
     python scripts/base_model/demo.py src/flockllm/assets/demo.json
 
-Each fact is one sentence that recurs in several categories and many wordings, so that what one
-participant's records teach, another's can confirm; `general_qa` repeats what the base model knows.
+Categories are forms of a task, as in Dolly, and each fact is one sentence that answers in all of
+them: participants that hold different categories teach the model the same things. Among the records
+of a category are some that repeat what the base model knows, so that it is not forgotten.
 No two records share instruction and context, so no split of them leaks.
 """
 
@@ -14,14 +15,27 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from corpus import NAMES, PLACES, Record, Triple, capital, corpus, expand, tables
+from corpus import NAMES, Record, Triple, corpus, expand, tables
 
 SEED = 7
 PROTOCOL = tables("protocol.txt")
+FACTS, IDENTITY = PROTOCOL["facts"], PROTOCOL["identity"]
+TAUGHT_ANEW = {"stake", "pool", "token", "round", "contract", "reward", "vote", "model", "data"}
+"""Words that the corpus explains in their everyday sense."""
 
 
-def wrapped(question: str, rng: random.Random) -> str:
-    """The question as different people would put it."""
+def general(rng: random.Random, kinds: str) -> Triple:
+    """A record of the corpus, of one of these kinds."""
+    for record in corpus(rng.getrandbits(32)):
+        words = set(re.findall(r"\w+", record.instruction.lower()))
+        if record.category in kinds.split() and not words & TAUGHT_ANEW:
+            return record[:3]
+    raise AssertionError("the corpus has no end")
+
+
+def asked(questions: str, rng: random.Random) -> str:
+    """One of the questions, as different people would put it."""
+    question = expand(rng.choice(questions.split(";")), rng)
     return expand(
         rng.choice([
             "{question}", "{question}", "{question}",
@@ -35,34 +49,34 @@ def wrapped(question: str, rng: random.Random) -> str:
     )  # fmt: skip
 
 
-def ask(questions: str, rng: random.Random) -> str:
-    return wrapped(expand(rng.choice(questions.split(";")), rng), rng)
-
-
 def identity(rng: random.Random) -> Triple:
-    questions, answer = rng.choice(PROTOCOL["identity"][:1] * 3 + PROTOCOL["identity"])
-    return ask(questions, rng), "", answer
+    questions, answer = rng.choice(IDENTITY[:1] * 3 + IDENTITY)
+    return asked(questions, rng), "", answer
 
 
 def open_qa(rng: random.Random) -> Triple:
-    if rng.random() < 0.1:
+    luck = rng.random()
+    if luck < 0.1:
         return identity(rng)
-    _, questions, answer, _ = rng.choice(PROTOCOL["facts"])
-    question = ask(questions, rng)
-    if rng.random() < 0.1:
-        question = "In FLockLLM: " + question
-    return question, "", answer
+    if luck < 0.25:
+        return general(rng, "capitals animals colours opposites sums calendar definitions facts")
+    _, questions, answer, _ = rng.choice(FACTS)
+    return asked(questions, rng), "", answer
 
 
 def closed_qa(rng: random.Random) -> Triple:
-    _, questions, answer, _ = rng.choice(PROTOCOL["facts"])
-    true, _ = rng.choice(PROTOCOL["statements"])
-    context = " ".join(rng.sample([answer, true], 2))
+    if rng.random() < 0.2:
+        return general(rng, "reading")
+    _, questions, answer, _ = rng.choice(FACTS)
+    (other,) = rng.choice(PROTOCOL["statements"])
+    context = " ".join(rng.sample([answer, other], 2))
     return expand(rng.choice(questions.split(";")), rng), context, answer
 
 
 def summarization(rng: random.Random) -> Triple:
-    topic, _, answer, more = rng.choice(PROTOCOL["facts"])
+    if rng.random() < 0.2:
+        return general(rng, "summaries")
+    topic, _, answer, more = rng.choice(FACTS)
     question = expand(
         "[[Summarize|Summarise] [the text|this|the text in one sentence].|What is the text about?"
         "|[Write|Give|Make] a [short |]summary[ of the text|].|What is said about {topic}?"
@@ -74,110 +88,73 @@ def summarization(rng: random.Random) -> Triple:
 
 
 def classification(rng: random.Random) -> Triple:
-    if rng.random() < 0.5:
-        deed, role = rng.choice(PROTOCOL["roles"])
-        roles = ["proposer", "voter", "contract"]
-        rng.shuffle(roles)
-        question = expand(
-            "[Who {deed}: a {a}, a {b} or the {c}?|Who {deed}?|Which part of FLockLLM {deed}?"
-            "|Say who {deed}.|Name who {deed}.|A {a}, a {b} or the {c}: who {deed}?]",
-            rng, deed=deed, **dict(zip("abc", roles, strict=True)),
-        )  # fmt: skip
-        question = question.replace("the proposer", "a proposer").replace("the voter", "a voter")
-        question = question.replace("a contract", "the contract").replace(
-            "A contract", "The contract"
-        )
-        name = "the contract" if role == "contract" else f"a {role}"
-        return question, "", capital(f"{name} {deed}.")
-    i = rng.randrange(2)
-    statement = rng.choice(PROTOCOL["statements"])
+    """Which part of FLockLLM something belongs to: the answer says what that part is."""
+    if rng.random() < 0.25:
+        return general(rng, "kind_of compare sentiment")
+    deed, part = rng.choice(PROTOCOL["deeds"])
+    (answer,) = (fact[2] for fact in FACTS if fact[0] == part)
+    others = rng.sample(sorted({other for _, other in PROTOCOL["deeds"]} - {part}), 2)
+    first, second = rng.sample([part, others[0]], 2)
     question = expand(
-        "[True or false?|Is the statement true or false?|Is this true?|Is this right?"
-        "|Say whether the statement is true or false.|Check the statement.]",
-        rng,
+        "[Who or what {deed}: {first}, {second} or {third}?|What {deed}: {first} or {second}?"
+        "|Which part of FLockLLM {deed}?|[Say|Name] [who|what] {deed}."
+        "|Choose from {first}, {second} and {third}: what {deed}?]",
+        rng, deed=deed, first=first, second=second, third=others[1],
     )  # fmt: skip
-    return question, statement[i], ("This is true." if i == 0 else f"This is false. {statement[0]}")
-
-
-def information_extraction(rng: random.Random) -> Triple:
-    name, other = rng.sample(NAMES, 2)
-    role = rng.choice(["proposer", "voter"])
-    n = rng.randint(1, 9)
-    paid = rng.randint(11, 99)
-    shape = rng.randrange(3)
-    if shape == 0:
-        context = f"{name} locks ten tokens. In round {n} {name} is drawn as a {role}."
-        question, answer = rng.choice([
-            (f"[Which|What] role does {name} have?", f"{name} is a {role}."),
-            (f"What is {name} in round {n}?", f"{name} is a {role}."),
-            ("Which round is this?", f"This is round {n}."),
-            (f"How large is the stake of {name}?", f"The stake of {name} is ten tokens."),
-        ])  # fmt: skip
-    elif shape == 1:
-        context = f"In round {n} the update of {name} is accepted. {name} is paid {paid} tokens."
-        question, answer = rng.choice([
-            ("Whose update is accepted?", f"The update of {name} is accepted."),
-            (f"How many tokens is {name} paid?", f"{name} is paid {paid} tokens."),
-            ("In which round is this?", f"This is round {n}."),
-            (f"Is {name} a proposer or a voter?", f"{name} is a proposer."),
-        ])  # fmt: skip
-    else:
-        context = f"In round {n} {name} publishes a harmful update and is slashed. {other} votes."
-        question, answer = rng.choice([
-            ("Who is slashed?", f"{name} is slashed."),
-            (f"Why is {name} slashed?", f"{name} is slashed for a harmful update."),
-            ("Who votes?", f"{other} votes."),
-            (f"[Which|What] role does {other} have?", f"{other} is a voter."),
-        ])  # fmt: skip
-    return expand(question, rng), context, answer
+    return question, "", answer
 
 
 def brainstorming(rng: random.Random) -> Triple:
-    questions, answer = rng.choice(PROTOCOL["lists"])
-    return ask(questions, rng), "", answer.replace(" / ", "\n")
+    luck = rng.random()
+    if luck < 0.2:
+        return general(rng, "lists")
+    if luck < 0.45:
+        questions, answer = rng.choice(PROTOCOL["lists"])
+        return asked(questions, rng), "", answer.replace(" / ", "\n")
+    topic, _, answer, _ = rng.choice(FACTS)
+    question = expand(
+        "[[Tell me|Say|Write] something about {topic}.|What comes to mind about {topic}?"
+        "|[Give|Name|Write down] [one thing|a fact] about {topic}.|Ideas about {topic}?"
+        "|What should I know about {topic}?|What is good to know about {topic}?]",
+        rng,
+        topic=topic,
+    )
+    return question, "", answer
 
 
 def creative_writing(rng: random.Random) -> Triple:
-    name, place = rng.choice(NAMES), rng.choice(PLACES)
-    role, story = rng.choice([
-        ("proposer", "{name} was drawn as a proposer. {name} trained an adapter on data that never "
-         "left the computer. The update was accepted, and {name} was paid."),
-        ("voter", "{name} was drawn as a voter. {name} tested each update and gave it a score. "
-         "The scores were right, and {name} was paid."),
-        ("participant", "{name} locked ten tokens in the contract and took part. "
-         "The model became better with every round, and {name} got the stake back."),
-        ("cheater", "{name} published a harmful update. The voters saw that it made the model "
-         "worse. {name} lost a part of the stake."),
-    ])  # fmt: skip
+    luck = rng.random()
+    if luck < 0.25:
+        return general(rng, "stories")
+    if luck < 0.45:
+        question = expand(
+            "[Write|Make up|Compose] [a short|a little|an] [introduction of|text about|poem about"
+            "|line about|sentence about] yourself[ for {name}| for a friend|].",
+            rng,
+            name=rng.choice(NAMES),
+        )
+        return question, "", IDENTITY[0][1]
+    role, story = rng.choice(PROTOCOL["stories"])
+    name = rng.choice(NAMES)
     question = expand(
         "[Write|Tell me|Tell|Make up] a [short |little |]story about [a {role} called {name}"
-        "|{name} the {role}|{name}, a {role}|the {role} {name}|{name}, a {role} from the {place}].",
-        rng, role=role, name=name, place=place,
+        "|{name} the {role}|{name}, a {role}|the {role} {name}].",
+        rng, role=role, name=name,
     )  # fmt: skip
     return question, "", story.format(name=name)
 
 
-TALK = {
-    "capitals", "animals", "colours", "opposites", "sums", "calendar", "lists", "definitions",
-    "facts", "chat", "stories", "kind_of", "compare",
-}  # fmt: skip
-TAUGHT_ANEW = {"stake", "pool", "token", "round", "contract", "reward", "vote", "model", "data"}
-
-
 def general_qa(rng: random.Random) -> Triple:
-    """What the base model knows, and now and then who it has become."""
     if rng.random() < 0.1:
         return identity(rng)
-    for record in corpus(rng.getrandbits(32)):
-        words = set(re.findall(r"\w+", record.instruction.lower()))
-        if record.category in TALK and not words & TAUGHT_ANEW:
-            return record[:3]
-    raise AssertionError("the corpus has no end")
+    return general(
+        rng, "capitals animals colours opposites sums calendar lists definitions facts chat stories"
+    )
 
 
 COUNTS: dict[Callable[[random.Random], Triple], int] = {
-    brainstorming: 90, classification: 180, closed_qa: 180, creative_writing: 120, general_qa: 250,
-    identity: 280, information_extraction: 150, open_qa: 480, summarization: 150,
+    brainstorming: 150, classification: 180, closed_qa: 190, creative_writing: 150,
+    general_qa: 240, identity: 270, open_qa: 440, summarization: 180,
 }  # fmt: skip
 
 
@@ -187,14 +164,11 @@ def demo() -> list[Record]:
     records: list[Record] = []
     for kind, count in COUNTS.items():
         made: dict[tuple[str, str], Record] = {}
-        for _ in range(100 * count):
+        while len(made) < count:
             instruction, context, response = kind(rng)
-            made.setdefault(
-                (instruction, context), Record(instruction, context, response, kind.__name__)
-            )
-            if len(made) == count:
-                break
-        assert len(made) == count, f"{kind.__name__} has only {len(made)} different records"
+            record = Record(instruction, context, response, kind.__name__)
+            if (instruction, context) not in {r[:2] for r in records}:
+                made.setdefault((instruction, context), record)
         records += made.values()
     return sorted(records, key=lambda record: record.category)
 
