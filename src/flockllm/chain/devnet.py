@@ -74,7 +74,6 @@ class Devnet:
         anvil = find_anvil()
         folder.mkdir(parents=True, exist_ok=True)
         lock = _occupy(folder)
-        (folder / ACCOUNTS).unlink(missing_ok=True)  # of an earlier run
         command = [
             *_die_with_parent(),
             str(anvil),
@@ -88,17 +87,13 @@ class Devnet:
             *(["--mixed-mining"] if mixed else []),
         ]
         try:
-            port, process = _spawn(command, port, folder / "anvil.log", lock)
+            port, process = _spawn(command, port, folder, lock)
         except BaseException:
             lock.close()
             raise
-        net = cls(folder, port, [], process, lock)
-        try:
-            net.keys = net._read_keys()
-        except BaseException:
-            net.stop()
-            raise
-        return net
+        made = json.loads((folder / ACCOUNTS).read_text())
+        keys = [Key(bytes.fromhex(key[2:])) for key in made["private_keys"]]
+        return cls(folder, port, keys, process, lock)
 
     @property
     def rpc_url(self) -> str:
@@ -109,16 +104,6 @@ class Devnet:
     def ws_url(self) -> str:
         """Where it also tells of new heads."""
         return f"ws://127.0.0.1:{self.port}"
-
-    def _read_keys(self) -> list[Key]:
-        """The keys as anvil lists them, a moment after it listens."""
-        for _ in range(1000):
-            try:
-                made = json.loads((self.folder / ACCOUNTS).read_text())
-                return [Key(bytes.fromhex(key[2:])) for key in made["private_keys"]]
-            except (FileNotFoundError, ValueError):
-                time.sleep(0.005)
-        raise ChainError(f"anvil did not write its accounts to {self.folder / ACCOUNTS}")
 
     @property
     def pid(self) -> int:
@@ -176,11 +161,13 @@ def _occupy(folder: Path) -> IO[str]:
 
 
 def _spawn(
-    command: list[str], port: int, log: Path, lock: IO[str]
+    command: list[str], port: int, folder: Path, lock: IO[str]
 ) -> tuple[int, subprocess.Popen[bytes]]:
     """Starts anvil on a port and waits until it answers; tries other free ports if asked for 0."""
+    log, ready = folder / "anvil.log", folder / ACCOUNTS
     for _ in range(5):
         chosen = port or _free_port()
+        ready.unlink(missing_ok=True)  # of an earlier run
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, "--port", str(chosen)],
@@ -191,7 +178,7 @@ def _spawn(
                 pass_fds=[lock.fileno()],  # the folder is free when anvil has ended, not we
             )
         try:
-            if _answers(process, chosen):
+            if _answers(process, ready):
                 return chosen, process
         except BaseException:
             process.kill()
@@ -203,16 +190,20 @@ def _spawn(
     raise ChainError(f"anvil does not start on port {chosen}: {said or 'it says nothing'}")
 
 
-def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Waits until the process listens; False when it ended instead."""
+def _answers(process: subprocess.Popen[bytes], ready: Path) -> bool:
+    """Waits for the file that anvil writes once it listens; False when it ended instead.
+
+    A port that answers is no sign: it may be another's.
+    """
     end = time.monotonic() + 60  # a large state takes time to read
     while process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return process.poll() is None
+        try:
+            json.loads(ready.read_text())
+            return True
+        except (FileNotFoundError, ValueError):  # not there yet, or not yet whole
+            time.sleep(0.005)
         if time.monotonic() > end:
             raise ChainError("anvil runs, but did not listen within a minute")
-        time.sleep(0.005)
     return False
 
 

@@ -138,7 +138,7 @@ class Connection:
                 time.sleep(max(0.0, min(POLL, end - time.monotonic())))
 
     def _pushed(self, end: float) -> Head | None:
-        """The newest head of the subscription; None where there is none, or on its first use."""
+        """The newest head that was pushed; None where one has to look instead."""
         if self._subscription is None:
             self._subscribe()
             return None
@@ -150,7 +150,7 @@ class Connection:
                 except TimeoutError:
                     return _head(json.loads(message)["params"]["result"])
         except TimeoutError:
-            return self._seen
+            return None  # perhaps the node forgot us
         except (WebSocketException, OSError, KeyError, ValueError) as e:
             log.debug("subscription at %s lost: %s", self._heads_url, e)
             self._subscription.close()
