@@ -55,6 +55,19 @@ def functions(contract: str) -> dict[str, tuple[bytes, list[str], list[str]]]:
     return found
 
 
+@cache
+def events(contract: str) -> dict[bytes, tuple[str, list[str], list[str]]]:
+    """By topic: name, types of the indexed values, types of the rest. Indexed ones come first."""
+    found = {}
+    for entry in artifact(contract)["abi"]:
+        if entry["type"] == "event":
+            all_ = types(entry["inputs"])
+            indexed = [t for t, p in zip(all_, entry["inputs"], strict=True) if p["indexed"]]
+            topic = keccak(f"{entry['name']}({','.join(all_)})".encode())
+            found[topic] = entry["name"], indexed, all_[len(indexed) :]
+    return found
+
+
 def address(number: int) -> str:
     """A participant's address."""
     return to_checksum_address(keccak(b"participant %d" % number)[-20:])
@@ -140,6 +153,16 @@ class Chain:
     def call(self, who: str, name: str, *args: object) -> tuple:
         """Calls the task."""
         return self.send("Task", self.task, who, name, args)
+
+    def events(self) -> list[tuple[str, tuple]]:
+        """What the last call told: name and values of each of the task's events."""
+        told = []
+        for log in self.evm.result.logs:
+            if to_checksum_address(log.address) == self.task:
+                topics, data = log.data
+                name, indexed, rest = events("Task")[topics[0]]
+                told.append((name, decode(indexed, b"".join(topics[1:])) + decode(rest, data)))
+        return told
 
     # the task, as the model's values
 

@@ -100,7 +100,7 @@ def test_every_phase_but_draw_refuses():
 def test_everyone_has_the_same_chance(people):
     """Over 60 draws nobody is always or never a proposer out of proportion."""
     play = Play(people=people)
-    seats = {who: 0 for who in play.people}
+    seats = dict.fromkeys(play.people, 0)
     for i in range(60):
         with boa.env.anchor():
             boa.env.evm.patch.prev_hashes = [bytes([i, 7]) * 16] * 256

@@ -53,9 +53,7 @@ def test_commitments_made_elsewhere_do_not_open(foreign):
     }
     words[foreign] = {"chain": 5, "task": STRANGER, "round": 2, "sender": other}[foreign]
     digest, salt = play.update(who), play.salt(who)
-    play.task.commit_update(
-        1, rounds.commitment(*words.values(), digest, salt), sender=who
-    )
+    play.task.commit_update(1, rounds.commitment(*words.values(), digest, salt), sender=who)
     play.commit_update(other)
     with boa.reverts("task: wrong opening"):
         publish(play, who)

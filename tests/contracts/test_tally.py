@@ -14,7 +14,7 @@ FIVE = replace(TERMS, proposers=1, voters=5, accept_margin=10, strong_margin=100
 
 
 def judged(terms, *scores: int, silent: int = 0):
-    """The seat of the only proposer after `scores`, one per voter, and `silent` that hide theirs."""
+    """The only proposer after `scores`, one per voter, and `silent` voters that hide theirs."""
     play = Play(terms).until(Phase.EVALUATE)
     mine = dict(zip(play.voters, scores, strict=False))
     mute = play.voters[len(scores) :]
@@ -110,7 +110,7 @@ def test_what_was_not_published_is_not_judged():
     """Neither abstention nor silence has a verdict, whatever the scores say."""
     terms = replace(TERMS, proposers=3)
     play = Play(terms).until(Phase.TRAIN)
-    away, declined, third = play.proposers
+    away, declined, _ = play.proposers
     play.train(without=[away], abstain=[declined])
     play.publish()
     play.vote(play.good)

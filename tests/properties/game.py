@@ -15,6 +15,7 @@ from flockllm.rounds import Duty, Outcome, Phase, Seat, Terms, View
 from tests.contracts import evm
 from tests.contracts.evm import CHAIN_ID, INITIAL, Chain, address
 from tests.properties.model import Model, Refused
+from tests.properties.replay import Replay
 
 Call = tuple[str, str, tuple]
 """Caller, function, arguments."""
@@ -46,6 +47,7 @@ class Game:
             now=self.chain.now,
             block=self.chain.block,
         )
+        self.replay = Replay(terms, CREATOR, INITIAL, pool, self.chain.now)
         self.terms = terms
         self.people = [address(i) for i in range(crowd)]
         self.everyone = [*self.people, CREATOR, KEEPER]
@@ -71,6 +73,9 @@ class Game:
         self.calls += 1
         self.refused += told is not None
         assert said == told, f"{name}{args} of {who}: contract {said!r}, model {told!r}"
+        if said is None:
+            for event, values in self.chain.events():
+                self.replay.read(self.chain.now, event, values)
         self.compare(who)
         return told
 
@@ -98,6 +103,9 @@ class Game:
         model, chain = self.model, self.chain
         for who in self.everyone:
             self.compare(who)
+            assert self.replay.view(who) == model.view(who)  # events tell all of it
+        assert self.replay.active == model.active
+        assert self.replay.entropy == model.entropy
         for index, who in enumerate(model.active):
             assert evm.to_checksum_address(chain.call(who, "active_member", index)[0]) == who
         assert chain.call(CREATOR, "entropy") == (model.entropy,)
@@ -105,7 +113,8 @@ class Game:
         assert chain.call(CREATOR, "allotted") == (model.allotted,)
         for number, played in model.played.items():
             assert chain.result(number) == played.result()
-            assert chain.seats(number) == tuple(played.seats)
+            assert chain.seats(number) == tuple(played.seats) == tuple(self.replay.seats[number])
+            assert self.replay.outcomes.get(number, Outcome.OPEN) == played.outcome
             self.check_round(number)
 
     def check_round(self, number: int) -> None:
