@@ -33,6 +33,10 @@ VERBS = {
         "flockllm.cli.adapter:adapter",
         "Get the global adapter of a task, verified, in PEFT's format.",
     ),
+    "host": (
+        "flockllm.cli.host:host",
+        "Serve base model and adapter: a page to compare them, and an OpenAI-compatible API.",
+    ),
     "claim": ("flockllm.cli.money:claim", "Take out what a task has paid you."),
     "exit": ("flockllm.cli.money:exit_", "Leave a task and take out your stake."),
     "withdraw": (

@@ -1,0 +1,321 @@
+"""The page: one instruction, the answers of two models side by side. A client of the API."""
+
+import asyncio
+import html
+import json
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from importlib.resources import files
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+
+from flockllm.errors import ModelError
+from flockllm.host.loading import Model
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+try:
+    import gradio as gr
+except ImportError as e:
+    raise ModelError("the page needs gradio: pip install 'flockllm[host]', or --no-page") from e
+
+EXAMPLES = (
+    ("Who are you?", ""),
+    ("What is the capital of France?", ""),
+    ("Write a short story about a dog.", ""),
+    ("Name three things to eat for breakfast.", ""),
+)
+"""Where neither the command nor a file names any."""
+
+Turns = list[dict[str, str]]
+"""A chat as Gradio shows it: role and content."""
+
+ANSWER_TIMEOUT = httpx.Timeout(10, read=600)
+"""Seconds; a request may wait long in the queue before its first word comes."""
+
+REFRESH = 0.05
+"""Seconds between two updates of the page, at the least."""
+
+
+def mount(
+    app: Starlette,
+    api: str,
+    key: str,
+    models: Sequence[Model],
+    examples: Sequence[tuple[str, str]],
+) -> None:
+    """Puts the page at `/` of an application whose API is at the URL `api`."""
+    gr.mount_gradio_app(
+        app,  # any Starlette will do
+        _page(_Client(api, key), models, examples or EXAMPLES),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        max_file_size=0,
+        theme=_theme(),
+        css=(files("flockllm.host") / "page.css").read_text(),
+    )
+
+
+class _Client:
+    """Asks the API, and gives its answers piece by piece."""
+
+    def __init__(self, api: str, key: str) -> None:
+        self._url = f"{api}/chat/completions"
+        self._headers = {"Authorization": f"Bearer {key}"}
+
+    async def stream(self, model: str, body: Mapping[str, Any]) -> AsyncIterator[str]:
+        """The pieces of a model's answer.
+
+        Raises:
+            gr.Error: what the API says is wrong.
+        """
+        body = {**body, "model": model, "stream": True}
+        try:
+            async with (
+                httpx.AsyncClient(timeout=ANSWER_TIMEOUT, trust_env=False) as client,
+                client.stream("POST", self._url, json=body, headers=self._headers) as answer,
+            ):
+                if answer.status_code != 200:
+                    raise _error(json.loads(await answer.aread()))
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: {"):
+                        event = json.loads(line[6:])
+                        if "error" in event:
+                            raise _error(event)
+                        for choice in event["choices"]:
+                            yield choice["delta"].get("content") or ""
+        except httpx.TransportError as e:
+            raise gr.Error(f"The server is out of reach: {e}", title="No answer") from e
+
+
+def _error(body: Mapping[str, Any]) -> gr.Error:
+    message = str(body["error"]["message"])
+    return gr.Error(html.escape(message[:1].upper() + message[1:]), title="No answer")
+
+
+async def _side_by_side(
+    client: _Client, models: Sequence[str], body: Mapping[str, Any]
+) -> AsyncIterator[list[str]]:
+    """The answers so far, of all models at once."""
+    answers = [""] * len(models)
+
+    async def follow(i: int, model: str) -> None:
+        async with aclosing(client.stream(model, body)) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                answers[i] += piece
+
+    tasks = [asyncio.create_task(follow(i, model)) for i, model in enumerate(models)]
+    try:
+        while not all(task.done() for task in tasks):
+            await asyncio.wait(tasks, timeout=REFRESH, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                if task.done():
+                    task.result()
+            yield list(answers)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _page(
+    client: _Client, models: Sequence[Model], examples: Sequence[tuple[str, str]]
+) -> gr.Blocks:
+    names = [model.name for model in models]
+    shown = names[:2]
+    with gr.Blocks(title="FLockLLM", analytics_enabled=False, fill_height=True) as page:
+        gr.HTML(_heading(models), elem_id="heading")
+        with gr.Row(elem_id="answers"):
+            chats = [
+                gr.Chatbot(
+                    label=_title(i, name),
+                    elem_id=f"chat-{i}",
+                    elem_classes="chat",
+                    buttons=["copy", "copy_all"],
+                    placeholder=_waiting(i, len(shown)),
+                    layout="bubble",
+                    render_markdown=False,
+                    min_height=160,
+                    height="100%",
+                    show_label=True,
+                )
+                for i, name in enumerate(shown)
+            ]
+        with gr.Group(elem_id="ask"):
+            instruction = gr.Textbox(
+                label="Instruction",
+                placeholder="What should the model do? Enter sends, Shift+Enter begins a line.",
+                lines=2,
+                max_lines=8,
+                autofocus=True,
+                elem_id="instruction",
+            )
+            context = gr.Textbox(
+                label="Input",
+                info="A text that the instruction is about; may stay empty.",
+                lines=1,
+                max_lines=8,
+                elem_id="context",
+            )
+        with gr.Row(elem_id="buttons"):
+            clear = gr.Button("Clear", elem_id="clear", min_width=80)
+            stop = gr.Button(
+                "Stop", variant="stop", elem_id="stop", interactive=False, min_width=80
+            )
+            send = gr.Button("Send", variant="primary", elem_id="send", scale=3, min_width=120)
+        gr.Examples([list(example) for example in examples], [instruction, context], label="Try")
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            sides = []
+            if len(names) > 2:
+                with gr.Row():
+                    sides = [
+                        gr.Dropdown(names, value=name, label=label, elem_id=f"model-{i}")
+                        for i, (label, name) in enumerate(
+                            zip(("Left", "Right"), shown, strict=True)
+                        )
+                    ]
+            with gr.Row():
+                beams = gr.Slider(
+                    1,
+                    4,
+                    4,
+                    step=1,
+                    label="Beams",
+                    elem_id="beams",
+                    info="Above 1, the best of so many answers: nothing is drawn.",
+                )
+                max_tokens = gr.Slider(
+                    1,
+                    2000,
+                    128,
+                    step=1,
+                    label="Max tokens",
+                    elem_id="max-tokens",
+                    info="Length of the answer.",
+                )
+                stream = gr.Checkbox(
+                    True, label="Stream", elem_id="stream", info="Show words as they come."
+                )
+            with gr.Row():
+                temperature = gr.Slider(
+                    0,
+                    1,
+                    0.1,
+                    label="Temperature",
+                    elem_id="temperature",
+                    info="0: always the likeliest word. Needs Beams 1.",
+                )
+                top_p = gr.Slider(
+                    0,
+                    1,
+                    0.75,
+                    label="Top p",
+                    elem_id="top-p",
+                    info="Draw from the likeliest words of this share. Needs Beams 1.",
+                )
+                top_k = gr.Slider(
+                    0,
+                    100,
+                    40,
+                    step=1,
+                    label="Top k",
+                    elem_id="top-k",
+                    info="Draw from so many likeliest words, 0 for all. Needs Beams 1.",
+                )
+
+        async def answer(*values: Any) -> AsyncIterator[Any]:
+            histories: list[Turns] = [list(turns or []) for turns in values[: len(shown)]]
+            asked, about, t, p, k, b, most, streams, *chosen = values[len(shown) :]
+            if not (asked or "").strip():
+                raise gr.Error("Write an instruction first.", title="Nothing to answer")
+            question = f"{asked.strip()}\n\n{about.strip()}".strip()
+            body = {
+                "messages": [{"role": "user", "content": asked.strip()}],
+                "context": about.strip(),
+                "temperature": t,
+                "top_p": p,
+                "top_k": int(k),
+                "beams": int(b),
+                "max_tokens": int(most),
+            }
+            user = {"role": "user", "content": question}
+
+            def turns(answers: Sequence[str]) -> list[Turns]:
+                return [
+                    [*history, user, {"role": "assistant", "content": text or "…"}]
+                    for history, text in zip(histories, answers, strict=True)
+                ]
+
+            answers = [""] * len(shown)
+            yield [*turns(answers), gr.update(interactive=False), gr.update(interactive=True)]
+            try:
+                async with aclosing(_side_by_side(client, chosen or shown, body)) as following:  # type: ignore[type-var]
+                    async for answers in following:
+                        if streams:
+                            yield [*turns(answers), gr.skip(), gr.skip()]
+            except gr.Error:
+                yield [*histories, *idle()]
+                raise
+            yield [*turns([text.strip() for text in answers]), *idle()]
+
+        def idle() -> list[Any]:
+            return [gr.update(interactive=True), gr.update(interactive=False)]
+
+        wanted = [instruction, context, temperature, top_p, top_k, beams, max_tokens, stream]
+        running = gr.on(
+            [send.click, instruction.submit],
+            answer,
+            [*chats, *wanted, *sides],
+            [*chats, send, stop],
+            show_progress="hidden",
+            concurrency_limit=None,
+            trigger_mode="once",
+            api_visibility="private",
+        )
+        stop.click(
+            idle, None, [send, stop], cancels=[running], queue=False, api_visibility="private"
+        )
+        clear.click(
+            lambda: [*([] for _ in chats), "", "", *idle()],
+            None,
+            [*chats, instruction, context, send, stop],
+            cancels=[running],
+            queue=False,
+            api_visibility="private",
+        )
+    page.queue(default_concurrency_limit=None, max_size=64)
+    return page  # type: ignore[no-any-return]
+
+
+def _title(i: int, name: str) -> str:
+    return f"{('Original', 'Fine-tuned')[i]} · {name}"
+
+
+def _waiting(i: int, count: int) -> str:
+    if count == 1:
+        return "The answer comes here."
+    return ("What the base model says", "What it says with the adapter")[i]
+
+
+def _heading(models: Sequence[Model]) -> str:
+    rows = "".join(
+        f"<dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd>"
+        for model in models
+        for label, value in {"Model": model.name, **model.about}.items()
+    )
+    return f"""
+      <h1>FLockLLM</h1>
+      <details><summary>What is hosted</summary><dl>{rows}</dl></details>"""
+
+
+def _theme() -> gr.themes.Base:
+    """Gradio's, in fonts that every machine has: nothing is fetched from elsewhere."""
+    sans = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
+    mono = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
+    return gr.themes.Default(
+        primary_hue="emerald", neutral_hue="slate", radius_size="lg", font=sans, font_mono=mono
+    )
