@@ -141,7 +141,7 @@ def ours(base_ref: str, records: list, loss_on: str) -> dict[str, float]:
     steps: list[float] = []
     cpu = time.process_time()
     trained = trainer.train(
-        first_adapter(base), seed=0, progress=lambda *_: steps.append(time.perf_counter())
+        base.adapter(), seed=0, progress=lambda *_: steps.append(time.perf_counter())
     )
     cpu = time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -253,7 +253,8 @@ def make_135m(folder: Path, records_file: Path) -> None:
         show_progress=False,
     )
     inner.train_from_iterator(records_file.read_text().splitlines(), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>")
+    marks = {"pad_token": "<pad>", "eos_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **marks)
     tokenizer.save_pretrained(folder)
 
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from flockllm.errors import ModelError
 from flockllm.task import PACKAGED_BASE, Lora
-from flockllm.train.dropout import speed_up_dropout
+from flockllm.train.cpu import has_bfloat16, speed_up
 from flockllm.train.loss import can_pack
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,9 @@ class Base:
     lora: Lora | None = None
     parameters: dict[str, torch.nn.Parameter] = field(default_factory=dict)
     """The LoRA tensors by PEFT's on-disk name, in name order."""
+
+    low_precision: bool = field(default_factory=has_bfloat16)
+    """Whether training on a CPU multiplies frozen weights in bfloat16; scoring never does."""
 
     _packs: bool | None = None
 
@@ -67,7 +70,7 @@ class Base:
             self.peft = _with_lora(self.model, lora)
             self.lora = lora
             if self.device.type == "cpu":
-                speed_up_dropout(self.peft, lora.dropout)
+                speed_up(self.peft, lora.dropout, self.low_precision)
             self.parameters = {
                 name.replace(".default.", "."): parameter
                 for name, parameter in sorted(self.peft.named_parameters())
