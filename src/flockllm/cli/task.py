@@ -5,12 +5,16 @@ from pathlib import Path
 import click
 
 from flockllm.cli.options import key_option, network_option
+from flockllm.cli.pack import pack
 from flockllm.logs import set_up_logging
 
 
 @click.group()
 def task() -> None:
     """Create a task, or show what one trains."""
+
+
+task.add_command(pack)
 
 
 @task.command()

@@ -26,7 +26,7 @@ from typing import IO, Literal
 from flockllm.errors import SandboxError
 from flockllm.sandbox import enter
 from flockllm.sandbox.image import Image
-from flockllm.sandbox.seccomp import program
+from flockllm.sandbox.seccomp import profile, program
 from flockllm.sdk import DATASET, PORT
 
 Engine = Literal["bubblewrap", "podman", "bare"]
@@ -294,9 +294,12 @@ def podman(job: Job) -> Started:
         data = Path(folder, "dataset.json")  # open to the container's user, within a closed folder
         shutil.copyfile(job.data, data)
         data.chmod(0o444)
+        calls = Path(folder, "seccomp.json")
+        calls.write_text(json.dumps(profile()))
         arguments = ["podman", "run", "--rm", "--name", name, "--network", "none", "--read-only"]
         arguments += ["--read-only-tmpfs=false", "--cap-drop", "all", "--http-proxy=false"]
         arguments += ["--security-opt", "no-new-privileges", "--hostname", "sandbox"]
+        arguments += ["--security-opt", f"seccomp={calls}"]
         arguments += ["--pids-limit", str(limits.processes), "--ulimit", "core=0:0"]
         arguments += ["--memory", f"{limits.memory}b", "--memory-swap", f"{limits.memory}b"]
         arguments += ["--tmpfs", f"{TMP}:rw,size={limits.scratch},mode=1777"]

@@ -44,6 +44,9 @@ LEFT_OUT = ("__pycache__", "node_modules")
 """Folders that are never packed, like everything whose name starts with a dot."""
 
 MAX_JSON = 4 * 2**20
+MAX_BRACKETS = 900
+"""In a stranger's JSON: below every recursion limit, above every real manifest."""
+
 MAX_FILES = 1_000_000
 MAX_UNPACKED = 16 * 2**30
 MOUNT_POINTS = ("dev", "proc", "tmp")
@@ -229,7 +232,10 @@ def _image(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo]) -> Imag
     def parsed(name: str) -> Any:
         if members[name].size > MAX_JSON:
             raise ValueError(f"{name} is larger than {MAX_JSON} bytes")
-        return json.loads(cast(IO[bytes], tar.extractfile(members[name])).read())
+        data = cast(IO[bytes], tar.extractfile(members[name])).read()
+        if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
+            raise ValueError(f"{name} has more than {MAX_BRACKETS} brackets")
+        return json.loads(data)
 
     def blob(entry: Mapping[str, Any]) -> Blob:
         member = members[f"blobs/{entry['digest'].replace(':', '/')}"]
@@ -318,6 +324,7 @@ def unpack(image: Image, cache: Path) -> Path:
         for name in MOUNT_POINTS:
             _remove(unfinished / name)
             (unfinished / name).mkdir()
+        (unfinished / "tmp").chmod(0o1777)  # which runc gives to what is mounted there
         _remove(unfinished / DATASET_POINT)
         (unfinished / DATASET_POINT).touch()
         unfinished.rename(root)

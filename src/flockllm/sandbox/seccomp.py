@@ -1,13 +1,14 @@
-"""The system calls that own model code may not make, as a classic BPF program for seccomp.
+"""The system calls that own model code may not make, as a seccomp filter.
 
 Namespaces, mounts, keys, tracing, kernel modules, BPF, io_uring, time and memory that no limit
 counts are refused; so are sockets other than Unix and IP ones, and calls newer than this list.
-Format: linux/filter.h and linux/seccomp.h.
+Formats: classic BPF (linux/filter.h, linux/seccomp.h) and the JSON of containers.
 """
 
 import errno
 import platform
 import struct
+from typing import Any
 
 from flockllm.errors import SandboxError
 
@@ -45,6 +46,9 @@ NEW_NAMESPACES = 0x7E020000
 
 FAMILIES = (1, 2, 10)
 """AF_UNIX, AF_INET, AF_INET6: within a network namespace that has nothing but a loopback."""
+
+AF_MAX = 64
+"""Above all address families that there are."""
 
 TERMINAL_INPUT = (0x5412, 0x541C)
 """TIOCSTI, TIOCLINUX: typing into the terminal that the node runs in."""
@@ -105,6 +109,40 @@ def program(machine: str = platform.machine()) -> bytes:
         _op(RETURN, ALLOW),
     ]
     return b"".join(code)
+
+
+def profile() -> dict[str, Any]:
+    """The same rules as the JSON that podman and docker take (`--security-opt seccomp=FILE`).
+
+    That format has no "not one of these" for an argument: forbidden values stand one by one.
+    """
+    refuse = {"action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM}
+    missing = refuse | {"errnoRet": errno.ENOSYS}
+    namespaces = [bit for bit in (1 << n for n in range(32)) if bit & NEW_NAMESPACES]
+    families = [n for n in range(AF_MAX) if n not in FAMILIES]
+
+    def when(index: int, operation: str, value: int, masked: int = 0) -> list[dict[str, Any]]:
+        return [{"index": index, "op": operation, "value": value, "valueTwo": masked}]
+
+    rules = [
+        {"names": sorted((CALLS.keys() - {"memfd_create"}) | X86_ONLY.keys()), **refuse},
+        {"names": ["clone3", "memfd_create"], **missing},
+        *(
+            {"names": ["clone"], "args": when(0, "SCMP_CMP_MASKED_EQ", bit, bit), **refuse}
+            for bit in namespaces
+        ),
+        *(
+            {"names": ["socket", "socketpair"], "args": when(0, "SCMP_CMP_EQ", n), **refuse}
+            for n in families
+        ),
+        {"names": ["socket"], "args": when(0, "SCMP_CMP_GE", AF_MAX), **refuse},
+        *(
+            {"names": ["ioctl"], "args": when(1, "SCMP_CMP_EQ", request), **refuse}
+            for request in TERMINAL_INPUT
+        ),
+    ]
+    machines = ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]
+    return {"defaultAction": "SCMP_ACT_ALLOW", "architectures": machines, "syscalls": rules}
 
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
