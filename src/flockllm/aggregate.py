@@ -14,7 +14,7 @@ rounding:
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -31,6 +31,12 @@ Rule = Callable[[Adapter, Sequence[Update], Sequence[int]], Adapter]
 
 BLOCK = 1 << 18
 """Numbers that a thread takes on at a time."""
+Rows = Sequence[NDArray[np.int16]]
+"""The same piece of each update."""
+
+Combine = Callable[[Rows, Sequence[int], NDArray[np.int64]], None]
+"""(rows, shift of each) → how far to move, written into the last argument."""
+
 THREADS = os.cpu_count() or 1
 PIECE = 1 << 15
 """Numbers of one update that are summed at a time."""
@@ -60,20 +66,26 @@ def score_weighted(current: Adapter, updates: Sequence[Update], weights: Sequenc
     ]
     total = sum((w << 16) // top for w in weights)
 
-    def combine(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int64]:
-        scales = np.array([c << s for c, s in zip(coefficients, shifts, strict=True)], np.float64)
-        return _rdiv(_weighted_sum(rows, scales), total)
+    def worker() -> Combine:
+        weighted_sum = _weighted_sum(len(updates))
 
-    return _blockwise(current, updates, combine, PIECE)
+        def combine(rows: Rows, shifts: Sequence[int], out: NDArray[np.int64]) -> None:
+            scales = [c << s for c, s in zip(coefficients, shifts, strict=True)]
+            weighted_sum(rows, np.array(scales, np.float64), out)
+            _rdiv(out, total)
+
+        return combine
+
+    return _blockwise(current, updates, worker, PIECE)
 
 
 def median(current: Adapter, updates: Sequence[Update], weights: Sequence[int] = ()) -> Adapter:
     """The lower median of each number: holds against a minority of liars (Yin et al., 2018)."""
 
-    def combine(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int64]:
-        return _sorted(rows, shifts)[:, (len(rows) - 1) // 2].astype(np.int64)
+    def combine(rows: Rows, shifts: Sequence[int], out: NDArray[np.int64]) -> None:
+        out[:] = _sorted(rows, shifts)[:, (len(rows) - 1) // 2]
 
-    return _blockwise(current, updates, combine, max(1, PIECE * ROWS // max(ROWS, len(updates))))
+    return _blockwise(current, updates, lambda: combine, _narrow(len(updates)))
 
 
 def trimmed_mean(
@@ -81,12 +93,13 @@ def trimmed_mean(
 ) -> Adapter:
     """The mean of each number without its ⌊n/4⌋ smallest and largest (Yin et al., 2018)."""
 
-    def combine(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int64]:
+    def combine(rows: Rows, shifts: Sequence[int], out: NDArray[np.int64]) -> None:
         trim = len(rows) // 4
         kept = _sorted(rows, shifts)[:, trim : len(rows) - trim]
-        return _rdiv(kept.sum(axis=1, dtype=np.int64), len(rows) - 2 * trim)
+        kept.sum(axis=1, dtype=np.int64, out=out)
+        _rdiv(out, len(rows) - 2 * trim)
 
-    return _blockwise(current, updates, combine, max(1, PIECE * ROWS // max(ROWS, len(updates))))
+    return _blockwise(current, updates, lambda: combine, _narrow(len(updates)))
 
 
 RULES: dict[str, Rule] = {
@@ -99,51 +112,60 @@ RULES: dict[str, Rule] = {
 
 
 def _blockwise(
-    current: Adapter,
-    updates: Sequence[Update],
-    combine: Callable[[list[NDArray[np.int16]], list[int]], NDArray[np.int64]],
-    piece: int,
+    current: Adapter, updates: Sequence[Update], worker: Callable[[], Combine], piece: int
 ) -> Adapter:
-    """Moves the current adapter by what `combine` makes of `piece` numbers of all updates."""
+    """Moves the current adapter, `piece` numbers at a time, by what each thread's worker says."""
     if not updates:
         return current
     moved = np.empty_like(current.values)
+    todo = blocks(current.shapes, BLOCK)
 
-    def move(block: slice) -> None:
-        rows = [update.values[block] for update in updates]  # decoded here, if need be
-        for tensor, part in parts(current.shapes, block):
-            shifts = [int(update.shifts[tensor]) for update in updates]
-            for start in range(part.start, part.stop, piece):
-                span = slice(start, min(start + piece, part.stop))
-                here = slice(span.start - block.start, span.stop - block.start)
-                step = combine([row[here] for row in rows], shifts)
-                moved[span] = saturate(current.values[span] + step)
+    def work(thread: int) -> None:
+        combine, step = worker(), np.empty(piece, np.int64)
+        for block in todo[thread::THREADS]:
+            rows = [update.values[block] for update in updates]  # decoded here, if need be
+            for tensor, part in parts(current.shapes, block):
+                shifts = [int(update.shifts[tensor]) for update in updates]
+                for start in range(part.start, part.stop, piece):
+                    span = slice(start, min(start + piece, part.stop))
+                    here = slice(span.start - block.start, span.stop - block.start)
+                    out = step[: span.stop - span.start]
+                    combine([row[here] for row in rows], shifts, out)
+                    out += current.values[span]
+                    moved[span] = saturate(out)
 
-    _each(move, blocks(current.shapes, BLOCK))
+    _each(work, range(THREADS))
     return Adapter(current.shapes, moved)
 
 
-def _weighted_sum(rows: list[NDArray[np.int16]], scales: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Σ scale · row.
+def _weighted_sum(
+    count: int,
+) -> Callable[[Rows, NDArray[np.float64], NDArray[np.int64]], None]:
+    """A function that writes Σ scale · row, for up to `count` rows, in memory of its own.
 
     A scale is ≤ 2¹⁶⁺ˢ where the row's values are < 2³¹⁻ˢ, so that a sum over `ROWS` rows is made
     of whole numbers < 2⁵³ whatever its order: floating point is exact, and BLAS may be used. It
     gets strips too small to start threads of its own, which would fight ours for the cores.
     """
-    count = len(rows[0])
-    total = np.zeros(-(-count // STRIP) * STRIP, np.int64)
-    scratch = np.zeros((min(ROWS, len(rows)), len(total)))
-    strips = scratch.reshape(len(scratch), -1, STRIP).swapaxes(0, 1)  # (strips, rows, STRIP)
-    for first in range(0, len(rows), ROWS):
-        batch = rows[first : first + ROWS]
-        for into, row in zip(scratch, batch, strict=False):
-            into[:count] = row
-        sums = scales[first : first + ROWS] @ strips[:, : len(batch)]
-        total += sums.reshape(-1).astype(np.int64)
-    return total[:count]
+    strips = -(-PIECE // STRIP)
+    wide = np.zeros((min(ROWS, count), strips * STRIP))
+    by_strip = wide.reshape(len(wide), strips, STRIP).swapaxes(0, 1)  # (strips, rows, STRIP)
+    sums = np.empty((strips, STRIP))
+
+    def weighted_sum(rows: Rows, scales: NDArray[np.float64], out: NDArray[np.int64]) -> None:
+        used = -(-len(out) // STRIP)
+        out[:] = 0
+        for first in range(0, len(rows), ROWS):
+            batch = rows[first : first + ROWS]
+            for into, row in zip(wide, batch, strict=False):
+                into[: len(out)] = row
+            np.matmul(scales[first : first + ROWS], by_strip[:used, : len(batch)], out=sums[:used])
+            out += sums.reshape(-1)[: len(out)].astype(np.int64)
+
+    return weighted_sum
 
 
-def _sorted(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int32]:
+def _sorted(rows: Rows, shifts: Sequence[int]) -> NDArray[np.int32]:
     """What the updates say about each number, in order: (numbers, updates)."""
     deltas = np.empty((len(rows[0]), len(rows)), np.int32)
     for column, row, shift in zip(deltas.T, rows, shifts, strict=True):
@@ -152,11 +174,17 @@ def _sorted(rows: list[NDArray[np.int16]], shifts: list[int]) -> NDArray[np.int3
     return deltas
 
 
-def _rdiv(a: NDArray[np.int64], b: int) -> NDArray[np.int64]:
-    """⌊(2a + b) / 2b⌋, the nearest whole number to a / b, halves up."""
-    return (a + b // 2) // b
+def _narrow(count: int) -> int:
+    """How many numbers of `count` updates fit where `PIECE` numbers of `ROWS` do."""
+    return max(1, PIECE * ROWS // max(ROWS, count))
 
 
-def _each(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+def _rdiv(a: NDArray[np.int64], b: int) -> None:
+    """a = ⌊(2a + b) / 2b⌋, the nearest whole number to a / b, halves up."""
+    a += b // 2
+    a //= b
+
+
+def _each(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     with ThreadPoolExecutor(THREADS) as threads:
         return list(threads.map(work, items))

@@ -14,9 +14,6 @@ from flockllm.adapter.codecs import CODECS
 from flockllm.adapter.fixedpoint import FRACTION_BITS, Adapter, flatten
 from flockllm.adapter.tensors import Data, Shapes, Values
 
-STRIP = 4096
-"""Numbers that BLAS multiplies at a time."""
-
 
 @dataclass(frozen=True, eq=False)
 class Update:
@@ -83,14 +80,14 @@ class Update:
 
     def _dot(self, other: "Update") -> int:
         """Σ delta · delta, exactly."""
-        total = 0
+        dot, total = _WholeDot(), 0
         for block in tensors.blocks(self.shapes):
-            a = self.values[block].astype(np.float64)
-            b = a if other is self else other.values[block].astype(np.float64)
+            mine = self.values[block]
+            theirs = mine if other is self else other.values[block]
             for index, part in tensors.parts(self.shapes, block):
                 here = slice(part.start - block.start, part.stop - block.start)
                 shift = int(self.shifts[index]) + int(other.shifts[index])
-                total += _whole_dot(a[here], b[here]) << shift
+                total += dot(mine[here], None if other is self else theirs[here]) << shift
         return total
 
 
@@ -123,11 +120,28 @@ def quantise(
     return Update(shapes, shifts, values), left
 
 
-def _whole_dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> int:
-    """Σ a · b of values of a block: every partial sum is a whole number < 2⁵³, so it is exact.
+class _WholeDot:
+    """Σ a · b in float64: every partial sum is a whole number < 2⁵³, so nothing is rounded.
 
-    In strips too short for BLAS to start threads, which would fight those of the aggregation.
+    BLAS gets strips too short to start threads, which would fight those of the aggregation.
     """
-    even = len(a) // STRIP * STRIP
-    strips = np.vecdot(a[:even].reshape(-1, STRIP), b[:even].reshape(-1, STRIP)).sum()
-    return int(strips) + int(np.vecdot(a[even:], b[even:]))
+
+    def __init__(self) -> None:
+        self._wide = np.zeros((2, 8, 4096))
+
+    def __call__(self, a: NDArray[np.int16], b: NDArray[np.int16] | None) -> int:
+        """Σ a · b, or Σ a² without b."""
+        total = 0
+        for start in range(0, len(a), 8 * 4096):
+            piece = slice(start, start + 8 * 4096)
+            x = self._widen(0, a[piece])
+            y = x if b is None else self._widen(1, b[piece])
+            total += int(np.vecdot(x, y).sum())
+        return total
+
+    def _widen(self, place: int, piece: NDArray[np.int16]) -> NDArray[np.float64]:
+        strips: NDArray[np.float64] = self._wide[place]
+        flat = strips.reshape(-1)
+        flat[: len(piece)] = piece
+        flat[len(piece) :] = 0
+        return strips
