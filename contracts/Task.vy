@@ -518,7 +518,7 @@ def advance():
 def tally(limit: uint256):
     """
     @notice Judges up to `limit` more items in seat order; after the last one the round goes on.
-    @dev Anyone, in TALLY. Gas: about 25 000 + 2 500·V per call, and 100·V to 2 000·V per item.
+    @dev Anyone, in TALLY. With limit ≥ P one call does it, in 2.3 M gas at P = 16, V = 63.
     """
     clock: Clock = self._load_clock()
     assert clock.phase == TALLY, "task: wrong phase"
@@ -573,8 +573,10 @@ def settle(round: uint256, who: address):
     standing: Standing = self._load_standing(who)
     standing.unsettled -= 1
     self._store_standing(who, standing)
-    if due > 0:
-        stakes.spend(who, due, paid)
+    if paid > 0:
+        stakes.pay(who, paid)
+    if due > paid:
+        stakes.give_back(due - paid)
     if slashed > 0:
         stakes.slash(who, slashed, msg.sender, keeper_paid)
         if stakes.stake[who] < TERMS.bond:
@@ -994,7 +996,7 @@ def _close(clock: Clock, void: bool):
         for seat: uint256 in range(TERMS.proposers, bound=MAX_PROPOSERS):
             returned -= self._proposer_pay(budget, self._load_mark(round, seat).weight, close.weights)
     if returned > 0:
-        stakes.spend(empty(address), returned, 0)
+        stakes.give_back(returned)
 
     log RoundClosed(
         round=round, outcome=close.outcome, adapter=self._adapters[round], returned=returned

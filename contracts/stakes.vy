@@ -116,14 +116,20 @@ def allot(parts: uint256) -> uint256:
     return budget
 
 
-def spend(who: address, due: uint256, paid: uint256):
+def pay(who: address, amount: uint256):
     """
-    @notice Takes `due` out of the allotted: `paid` to `who`, the rest back to the pool.
+    @notice Makes `amount` of the allotted claimable by `who`.
     """
-    self.allotted -= due
-    self.pool += due - paid
-    if paid > 0:
-        self.claimable[who] += paid
+    self.allotted -= amount
+    self.claimable[who] += amount
+
+
+def give_back(amount: uint256):
+    """
+    @notice Returns `amount` of the allotted to the pool.
+    """
+    self.allotted -= amount
+    self.pool += amount
 
 
 def slash(who: address, amount: uint256, keeper: address, keeper_paid: uint256):

@@ -8,12 +8,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import astuple
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
+import eth_utils
 from eth_abi import decode, encode
 from eth_hash.auto import keccak
-from eth_utils import to_checksum_address
 from pyrevm import EVM, BlockEnv
 
 from flockllm import rounds
@@ -25,6 +25,9 @@ SPEC = keccak(b"spec")
 INITIAL = keccak(b"initial adapter")
 PLENTY = 2**127
 """Tokens that everybody has: nobody's call fails for want of money."""
+
+
+to_checksum_address = lru_cache(maxsize=1 << 12)(eth_utils.to_checksum_address)
 
 
 @cache
@@ -66,6 +69,23 @@ def events(contract: str) -> dict[bytes, tuple[str, list[str], list[str]]]:
             topic = keccak(f"{entry['name']}({','.join(all_)})".encode())
             found[topic] = entry["name"], indexed, all_[len(indexed) :]
     return found
+
+
+def encoded(types: Sequence[str], values: Sequence) -> bytes:
+    """As `eth_abi.encode`, but ten times faster for values of one word."""
+    if not {*types} <= {"uint256", "bytes32", "address"}:
+        return encode(types, values)
+    words = [int(v, 16) if t == "address" else v for t, v in zip(types, values, strict=True)]
+    return b"".join(v if isinstance(v, bytes) else v.to_bytes(32) for v in words)
+
+
+def decoded(types: Sequence[str], data: bytes) -> tuple:
+    """The inverse of `encoded`."""
+    if not {*types} <= {"uint256", "bytes32", "address"}:
+        return decode(types, data)
+    words = [data[32 * i : 32 * i + 32] for i in range(len(types))]
+    read = {"uint256": int.from_bytes, "bytes32": bytes, "address": lambda w: "0x" + w[12:].hex()}
+    return tuple(read[t](word) for t, word in zip(types, words, strict=True))
 
 
 def address(number: int) -> str:
@@ -131,7 +151,7 @@ class Chain:
             Refused: it reverted.
         """
         selector, takes, gives = functions(contract)[name]
-        out = self._message(who, to, selector + encode(takes, args))
+        out = self._message(who, to, selector + encoded(takes, args))
         return decode(gives, out) if gives else ()
 
     def _message(self, who: str, to: str, data: bytes) -> bytes:
@@ -148,7 +168,7 @@ class Chain:
     def raw(self, name: str, *args: object) -> bytes:
         """The task's answer as bytes."""
         selector, takes, _ = functions("Task")[name]
-        return self._message(self.creator, self.task, selector + encode(takes, args))
+        return self._message(self.creator, self.task, selector + encoded(takes, args))
 
     def call(self, who: str, name: str, *args: object) -> tuple:
         """Calls the task."""
@@ -161,7 +181,7 @@ class Chain:
             if to_checksum_address(log.address) == self.task:
                 topics, data = log.data
                 name, indexed, rest = events("Task")[topics[0]]
-                told.append((name, decode(indexed, b"".join(topics[1:])) + decode(rest, data)))
+                told.append((name, decoded(indexed, b"".join(topics[1:])) + decoded(rest, data)))
         return told
 
     # the task, as the model's values
@@ -187,7 +207,9 @@ class Chain:
 
     def balance(self) -> int:
         """The tokens that the task holds."""
-        return self.send("TestToken", self.token, self.creator, "balanceOf", (self.task,))[0]
+        selector, takes, _ = functions("TestToken")["balanceOf"]
+        data = selector + encoded(takes, [self.task])
+        return int.from_bytes(self._message(self.creator, self.token, data))
 
     def _seat(self, seat: tuple) -> rounds.Seat:
         who, voter, duty, commitment, digest, size, scores, verdict, weight, settled = seat

@@ -3,10 +3,9 @@
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
-from eth_utils import to_checksum_address
-
 from flockllm import rounds
 from flockllm.rounds import Duty, Outcome, Phase, Seat, Terms, Verdict
+from tests.contracts.evm import to_checksum_address
 from tests.properties.model import NOTHING, Person
 
 
