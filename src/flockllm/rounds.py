@@ -600,7 +600,7 @@ def next_action(
             return Wait()
         case Phase.DRAW:
             if block > state.draw_block + 256:  # the EVM has forgotten the hash
-                return keeper.when(now, Advance())
+                return keeper.when(state.since, Advance())
             return keeper.when(state.since, Draw()) if block > state.draw_block else Wait()
         case Phase.TALLY:
             return keeper.when(state.since, Tally())

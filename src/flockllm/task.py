@@ -8,8 +8,10 @@ travel as decimal strings, because languages print floats differently.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
+import re
 import tomllib
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -24,6 +26,9 @@ PROTOCOL = 1
 
 DECIMALS = 10**18
 """Smallest units in one token."""
+
+MAX_DEPTH = 4
+"""Brackets within brackets in a definition; Python's parser can be crashed by many."""
 
 MAX_DEFINITION_BYTES = 2**20
 """A definition fits into one raw block, so its digest alone is its CID."""
@@ -155,9 +160,11 @@ class Definition:
         """
         if len(data) > MAX_DEFINITION_BYTES:
             raise InvalidSpec(f"definition has {len(data)} bytes, at most {MAX_DEFINITION_BYTES}")
+        if _depth(data) > MAX_DEPTH:
+            raise InvalidSpec(f"definition is nested more than {MAX_DEPTH} deep")
         try:
             definition: Self = _build(cls, json.loads(data), "")
-        except (ValueError, RecursionError) as e:
+        except ValueError as e:
             raise InvalidSpec(f"definition is not JSON: {e}") from e
         if definition.to_bytes() != data:
             raise InvalidSpec("definition is not canonical JSON: write it with `task create`")
@@ -240,6 +247,13 @@ def _require(holds: bool, key: str, wanted: str, got: object) -> None:
 
 def _one_of(key: str, value: str, names: tuple[str, ...]) -> None:
     _require(value in names, key, "one of " + ", ".join(names), value)
+
+
+def _depth(data: bytes) -> int:
+    """How deep brackets are nested in JSON; strings do not count."""
+    bare = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", data)
+    steps = ((byte in b"[{") - (byte in b"]}") for byte in bare)
+    return max(itertools.accumulate(steps), default=0)
 
 
 def _plain(value: Any) -> Any:

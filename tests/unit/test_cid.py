@@ -131,8 +131,8 @@ KUBO = {
     ("v1-2025-seed", 1024 * MIB): "bafybeihmf37wcuvtx4hpu7he5zl5qaf2ineo2lqlfrapokkm5zzw7zyhvm",
     ("v1-2025-seed", 1025 * MIB): "bafybeihmzokxxjqwxjcryerhp5ezpcog2wcawfryb2xm64xiakgm4a5jue",
 }
-"""What Kubo prints for these files (seed, size) in the profile: its own test/cli/cid_profiles_test.go,
-and, for the two around one leaf, the conformance tests of IPIP-499."""
+"""What Kubo prints for these files (seed, size): its own test/cli/cid_profiles_test.go and, for the
+two around one leaf, the conformance tests of IPIP-499."""
 
 
 @pytest.mark.parametrize(
