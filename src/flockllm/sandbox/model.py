@@ -181,7 +181,7 @@ class _Running:
             raise SandboxError(f"the model failed: {_shown(str(error)) or response.status}")
         except (OSError, http.client.HTTPException, ValueError) as e:
             with suppress(subprocess.TimeoutExpired):  # it may just be about to end
-                self._started.process.wait(1)
+                self._started.process.wait(0.3)
             raise _Broken(self.end(f"the connection broke: {_shown(repr(e))}")) from e
         finally:
             self._until = math.inf
