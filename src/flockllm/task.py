@@ -105,6 +105,22 @@ class Aggregation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Code:
+    """Own model code instead of LoRA, see `docs/own-model.md`."""
+
+    image: str = ""
+    """CID of an OCI image archive, as `flockllm task pack` prints it; empty for LoRA."""
+    size: int = 0
+    """Bytes of the archive."""
+    parameters: int = 64 * 2**20
+    """Bytes of parameters at the most."""
+    memory: int = 4 * 2**30
+    """Bytes of memory that the code may use."""
+    call_seconds: int = 3_600
+    """Seconds that one call may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Definition:
     """What is trained, and under which recipe. Its digest is on chain."""
 
@@ -114,6 +130,7 @@ class Definition:
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     aggregation: Aggregation = field(default_factory=Aggregation)
+    code: Code = field(default_factory=Code)
     privacy: str = "none"
     seed: str = "00" * 32
     """Hex; makes the first adapter, and with it the task, its own."""
@@ -136,6 +153,11 @@ class Definition:
         _require(t.grad_clip > 0, "training.grad_clip", "above 0", t.grad_clip)
         _require(t.max_records >= 0, "training.max_records", "at least 0", t.max_records)
         _require(16 <= t.cutoff <= 131_072, "training.cutoff", "from 16 to 131072", t.cutoff)
+        for key in ("parameters", "memory", "call_seconds"):
+            value = getattr(self.code, key)
+            _require(1 <= value < 2**40, f"code.{key}", "at least 1", value)
+        if self.code.image:
+            _require(self.code.size > 0, "code.size", "the archive's bytes", self.code.size)
         _one_of("training.loss_on", t.loss_on, ("response", "all"))
         _one_of("training.schedule", t.schedule, ("constant", "linear", "cosine"))
         e = self.evaluation

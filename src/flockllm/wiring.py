@@ -6,10 +6,11 @@ Everything else takes its parts as arguments; here they are chosen.
 import logging
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flockllm.adapter import Adapter
 from flockllm.adapter.peft import to_peft
@@ -19,12 +20,13 @@ from flockllm.chain.rpc import Connection, connect
 from flockllm.chain.sender import Sender
 from flockllm.chain.task import Task
 from flockllm.config import Network, sent_folder, state_folder
-from flockllm.data import read_records
+from flockllm.data import Record, read_records, write_records
 from flockllm.errors import InvalidConfig, ModelError
 from flockllm.node import Journal, Node, Workbench
-from flockllm.node.outside import Progress
+from flockllm.node.outside import Bench, Progress
+from flockllm.node.own import OwnBench
 from flockllm.rounds import Outcome
-from flockllm.store import Store, cid_of, open_store
+from flockllm.store import Store, cid_of, open_store, parse_cid
 from flockllm.task import (
     MAX_DEFINITION_BYTES,
     Definition,
@@ -79,9 +81,8 @@ def new_task(connection: Connection, network: Network, key: Key, file: TaskFile)
     if not network.factory or not network.token:
         raise InvalidConfig("the network file names no factory and token: `flockllm deploy`")
     definition = complete(file.definition)
-    first = Adapter.initial(definition.tensors, bytes.fromhex(definition.seed))
     store = open_content(network)
-    spec, adapter = store.put(definition.to_bytes()), store.put(first.to_bytes())
+    spec, adapter = store.put(definition.to_bytes()), store.put(first_adapter(definition))
     sender = Sender(connection, key, sent_folder())
     address = create_task(
         sender, network.factory, file.terms, network.token, spec, adapter, file.pool
@@ -89,10 +90,21 @@ def new_task(connection: Connection, network: Network, key: Key, file: TaskFile)
     return address, cid_of(spec, len(definition.to_bytes()))
 
 
+def first_adapter(definition: Definition) -> bytes:
+    """The global adapter before the first round; of own model code, the empty file."""
+    if definition.code.image:
+        return b""
+    return Adapter.initial(definition.tensors, bytes.fromhex(definition.seed)).to_bytes()
+
+
 def complete(definition: Definition) -> Definition:
     """Adds what follows from a creator's choices: base digest, tensor list, seed."""
     from flockllm.train.base import locate, tensor_list
 
+    seed = definition.seed if int(definition.seed, 16) else secrets.token_hex(32)
+    if definition.code.image:
+        parse_cid(definition.code.image)
+        return replace(definition, seed=seed)
     model = definition.model
     if not model.revision:
         model = replace(model, digest=folder_digest(Path(locate(model.base))))
@@ -100,12 +112,14 @@ def complete(definition: Definition) -> Definition:
         definition,
         model=model,
         tensors=tensor_list(model.base, definition.lora),
-        seed=definition.seed if int(definition.seed, 16) else secrets.token_hex(32),
+        seed=seed,
     )
 
 
 def pull_adapter(task: Task, store: Store, out: Path, round_: int | None = None) -> str:
     """Writes a task's global adapter as PEFT loads it; returns its CID.
+
+    Parameters of own model code are written as they are, to `parameters.bin`.
 
     Raises:
         InvalidConfig: there is no such round yet.
@@ -119,6 +133,11 @@ def pull_adapter(task: Task, store: Store, out: Path, round_: int | None = None)
         if result.outcome == Outcome.OPEN:
             raise InvalidConfig(f"round {round_} is not closed")
         digest = result.adapter_after
+    if definition.code.image:
+        data = store.get(digest, None, definition.code.parameters)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "parameters.bin").write_bytes(data)
+        return cid_of(digest, len(data))
     adapter = read_adapter(definition, store, digest)
     to_peft(adapter, peft_config(definition), out)
     return cid_of(digest, len(adapter.to_bytes()))
@@ -196,6 +215,8 @@ class Part:
     """What to stake when registering; 0 for exactly the bond."""
     top_up: int = 0
     """The most to add after slashes."""
+    sandbox: Literal["", "bubblewrap", "podman", "bare"] = ""
+    """What holds own model code; empty for what is installed."""
     leave: bool = False
     """Whether to exit when the task is done."""
 
@@ -217,25 +238,19 @@ def participate(
         definition = read_definition(task, store)
         log.info("task %s at %s, by %s", definition.name, task.address, task.creator)
 
-        trainer = _trainer(definition, part, key)
+        def secret(round_: int, purpose: str) -> bytes:
+            return key.salt(task.address, round_, purpose)
+
+        work: Bench
+        if definition.code.image:
+            models = _sandboxes(stack, definition, part, key, store, journal.folder)
+            work = OwnBench(task, store, *models, journal, secret, definition.code.parameters)
+        else:
+            trainer = _trainer(definition, part, key)
+            work = bench(definition, task, store, trainer, journal, secret, progress)
         journal.record("ready", address=key.address, pid=os.getpid())
         stake(task, key.address, part.stake)
-        node = Node(
-            key.address,
-            task,
-            connection,
-            bench(
-                definition,
-                task,
-                store,
-                trainer,
-                journal,
-                lambda round_, purpose: key.salt(task.address, round_, purpose),
-                progress,
-            ),
-            part.top_up,
-        )
-        node.run()
+        Node(key.address, task, connection, work, journal, part.top_up).run()
         take_out(task, key.address, leave=part.leave)
 
 
@@ -268,13 +283,13 @@ def take_out(task: Task, me: str, *, leave: bool) -> int:
     return amount
 
 
-def _trainer(definition: Definition, part: Part, key: Key) -> Any:
-    """Reads and checks the data, loads the base, and keeps both warm."""
-    from flockllm.train.data import describe, split, tokenize
-    from flockllm.train.loop import Trainer
+def _split(
+    definition: Definition, part: Part, key: Key
+) -> tuple[Sequence[Record], Sequence[Record]]:
+    """The participant's records: what is trained on, and what is held out for the whole task."""
+    from flockllm.train.data import split
 
-    records = read_records(part.data)
-    evaluation, training = definition.evaluation, definition.training
+    records, evaluation = read_records(part.data), definition.evaluation
     wanted = round(len(records) * evaluation.heldout)
     heldout = min(evaluation.most, max(evaluation.least, wanted))
     if heldout >= len(records):
@@ -282,8 +297,39 @@ def _trainer(definition: Definition, part: Part, key: Key) -> Any:
             f"{part.data} has {len(records)} records; the task holds out {heldout} of them, "
             "so that nothing is left to train on: bring more"
         )
+    return split(records, heldout, key.salt(part.task, 0, "held-out"))
+
+
+def _sandboxes(
+    stack: ExitStack, definition: Definition, part: Part, key: Key, store: Store, folder: Path
+) -> tuple[Any, Any]:
+    """Two sandboxes of the task's image: one sees the training records, one the held-out ones."""
+    from flockllm.sandbox import Limits, SandboxedModel
+
+    code = definition.code
+    image = folder / "image.tar"
+    _, digest = parse_cid(code.image)
+    image.write_bytes(store.get(digest, code.size, code.size))
+    limits = Limits(memory=code.memory, output=code.parameters, call_seconds=code.call_seconds)
+    models = []
+    for name, records in zip(("train", "heldout"), _split(definition, part, key), strict=True):
+        data = folder / f"{name}.json"
+        write_records(records, data)
+        model = SandboxedModel(
+            image, data, limits, engine=part.sandbox or None, warm=name == "train"
+        )
+        models.append(stack.enter_context(model))
+        log.info("own model code in %s: %d records to %s", model.engine, len(records), name)
+    return models[0], models[1]
+
+
+def _trainer(definition: Definition, part: Part, key: Key) -> Any:
+    """Reads and checks the data, loads the base, and keeps both warm."""
+    from flockllm.train.data import describe, tokenize
+    from flockllm.train.loop import Trainer
+
+    training = definition.training
     base = open_base(definition, part.base_model, device=part.device)
-    train, test = split(records, heldout, key.salt(part.task, 0, "held-out"))
     examples = [
         tokenize(
             part_,
@@ -292,7 +338,7 @@ def _trainer(definition: Definition, part: Part, key: Key) -> Any:
             training.cutoff,
             training.loss_on,
         )
-        for part_ in (train, test)
+        for part_ in _split(definition, part, key)
     ]
     log.info("data: train %s; held out %s", describe(examples[0]), describe(examples[1]))
     return Trainer(base, definition.lora, training, *examples)

@@ -42,11 +42,14 @@ def lies_in_the_middle(kind, body):
 
 
 def dies(kind, body):
-    """Closes the connection half-way."""
-    for i, piece in enumerate(body):
-        yield piece[: len(piece) // 2] if i == 4 or kind == "raw" else piece
-        if i == 4 or kind == "raw":
+    """Closes the connection in the middle of the fourth leaf, and of every leaf asked for alone."""
+    leaves = 0
+    for piece in body:
+        leaves += len(piece) > 1000
+        if leaves == 4 or (leaves and kind == "raw"):
+            yield piece[: len(piece) // 2]
             raise Cut
+        yield piece
 
 
 def stalls(kind, body):
@@ -112,6 +115,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.blocks: dict[bytes, bytes] = {}
         self.pinned: set[str] = set()
+        self.renames = False
+        """Whether an import is answered with another root."""
         self.fault = fault
         self.asked: list[str] = []
         """`car` or `raw`, for each request that was answered with content."""
@@ -152,7 +157,7 @@ class Server(ThreadingHTTPServer):
         """Clients that hang up are what these tests are about."""
 
     def __enter__(self):
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=[0.01], daemon=True).start()
         return self
 
     def __exit__(self, *_):
@@ -187,6 +192,8 @@ class Handler(BaseHTTPRequestHandler):
                     self.server.blocks[digest] = block
                 root = cid_text(car[24], car[27:59])
                 self.server.pinned.add(root)
+                if self.server.renames:
+                    root = cid_text(RAW, bytes(32))
                 answer = {"Root": {"Cid": {"/": root}, "PinErrorMsg": ""}}
                 self._reply(200, json.dumps(answer).encode() + b"\n")
             case "pin/ls" | "pin/rm" if cid not in self.server.pinned:

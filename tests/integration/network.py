@@ -15,7 +15,7 @@ from flockllm.node import read_record
 from flockllm.simulate.demo import Demo
 from flockllm.simulate.localnet import localnet
 from flockllm.simulate.processes import start, stop
-from flockllm.wiring import NOBODY, new_task, open_task
+from flockllm.wiring import NOBODY, new_task, open_content, open_task
 
 DEMO = Path(sys.modules["flockllm"].__file__).parent / "assets" / "demo.json"
 
@@ -83,10 +83,12 @@ class Network:
 
 
 @contextmanager
-def network(tmp_path, *, participants=4, records=240, base_model="flockllm-base", **terms):
-    """A task that nobody has joined yet, with data dealt out evenly."""
-    demo = Demo(out=tmp_path, participants=participants, base_model=str(base_model))
-    file = demo.task_file()
+def network(tmp_path, *, participants=4, records=240, definition=None, **terms):
+    """A task that nobody has joined yet, with data dealt out evenly.
+
+    `definition` makes the task's definition, given the network's store.
+    """
+    file = Demo(out=tmp_path, participants=participants).task_file()
     defaults = {"strong_margin": 5_000, "score_cap": 5_000}
     file = replace(file, terms=replace(file.terms, **(defaults | terms)))
     step = max(1, len(read_records(DEMO)) // records)
@@ -99,6 +101,9 @@ def network(tmp_path, *, participants=4, records=240, base_model="flockllm-base"
     try:
         with localnet(folder, ["creator", *names]) as net:
             key = net.key("creator")
+            if definition:
+                made = definition(open_content(net.network))
+                file = replace(file, definition=made)
             address, _ = new_task(net.connection, net.network, key, file)
             running = Network(net, open_task(net.connection, address, key), names)
             try:

@@ -1,158 +1,29 @@
 """The task's Python face on a real node: whole rounds, faithful views, reorganisations.
 
-Four participants play in one process and decide as nodes do, by `next_action`; training is left
-out: updates are digests, scores are fixed.
+Four participants play in one process, see `chain_game`.
 """
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import pytest
-from eth_hash.auto import keccak
+from chain_game import POOL, SCORES, TERMS, Game
 
 from flockllm.chain.deploy import create_task, deploy_factory, deploy_token, estimate, tasks
 from flockllm.chain.devnet import Devnet
-from flockllm.chain.keys import Key
 from flockllm.chain.rpc import Connection, RpcError
 from flockllm.chain.sender import Sender
 from flockllm.chain.task import Task
 from flockllm.errors import ChainError, Reverted
 from flockllm.rounds import (
-    Advance,
-    Attest,
-    Draw,
     Duty,
-    OpenRound,
     Outcome,
     Phase,
-    Propose,
-    Publish,
-    Reveal,
-    Settle,
-    Stop,
-    Tally,
     Terms,
     Verdict,
-    Vote,
-    Wait,
-    commitment,
     draw_seats,
     draw_seed,
-    next_action,
-    pack_scores,
     settlement,
-    word,
 )
-
-POOL = 1_000 * 10**18 + 1  # cannot be divided, so that something is left for the creator
-TERMS = Terms(
-    rounds=2,
-    proposers=2,
-    voters=2,
-    train_seconds=60,
-    publish_seconds=60,
-    evaluate_seconds=60,
-    reveal_seconds=60,
-    attest_seconds=60,
-)
-SCORES = (300, 500)
-FIRST_ADAPTER, SPEC = b"\6" * 32, b"\5" * 32
-
-
-class Player:
-    """One participant that never trains and never sleeps."""
-
-    def __init__(self, task: Task, key: Key):
-        self.task, self.key, self.me = task, key, key.address
-
-    def digest(self, round_):
-        return keccak(word(round_) + self.key.address.encode())
-
-    def salt(self, round_, purpose):
-        return self.key.salt(self.task.address, round_, purpose)
-
-    def bind(self, round_, content, purpose):
-        salt = self.salt(round_, purpose)
-        return commitment(self.task.chain_id, self.task.address, round_, self.me, content, salt)
-
-    def step(self):
-        head = self.task.connection.head()
-        view = self.task.look(self.me)
-        past = {n: self.task.seats(n) for n in range(1, view.state.round)}
-        action = next_action(
-            self.task.terms, view, self.me, head.timestamp, block=head.number, past=past
-        )
-        with suppress(Reverted):  # somebody was faster, or a reorganisation changed the state
-            self.act(action)
-        return action
-
-    def act(self, action):
-        match action:
-            case OpenRound():
-                self.task.open_round()
-            case Draw():
-                self.task.draw()
-            case Advance():
-                self.task.advance()
-            case Tally():
-                self.task.tally()
-            case Settle(round_, who):
-                self.task.settle(round_, who)
-            case Propose(round_, _):
-                self.task.commit_update(round_, self.bind(round_, self.digest(round_), "update"))
-            case Publish(round_, _, _):
-                salt = self.salt(round_, "update")
-                self.task.publish_update(round_, self.digest(round_), 1_000, salt)
-            case Vote(round_, _, _):
-                self.task.commit_vote(round_, self.bind(round_, word(pack_scores(SCORES)), "vote"))
-            case Reveal(round_, _, _, _):
-                self.task.reveal_vote(round_, SCORES, self.salt(round_, "vote"))
-            case Attest(round_, _, accepted):
-                self.task.attest(round_, keccak(b"".join(digest for digest, _, _ in accepted)))
-
-
-class Game:
-    """A task on a devnet of its own, and four players of it."""
-
-    def __init__(self, folder, devnet, stack):
-        self.devnet, self.stack, self.folder = devnet, stack, folder
-        self.connection = self.connect()
-        self.creator = self.sender(devnet.keys[0])
-        self.token = deploy_token(self.creator)
-        self.factory = deploy_factory(self.creator)
-        self.token.mint(self.creator.address, POOL)
-        address = create_task(
-            self.creator, self.factory, TERMS, self.token.address, SPEC, FIRST_ADAPTER, POOL
-        )
-        self.task = Task(self.connection, address, self.creator)
-        self.players = []
-        for key in devnet.keys[1:5]:
-            self.token.mint(key.address, TERMS.bond)
-            sender = self.sender(key)
-            self.players.append(Player(Task(sender.connection, address, sender), key))
-
-    def connect(self):
-        return self.stack.enter_context(Connection(self.devnet.rpc_url))
-
-    def sender(self, key):
-        return Sender(self.connect(), key, self.folder / "senders")
-
-    def register(self):
-        for player in self.players:
-            player.task.register(TERMS.bond)
-
-    def play(self, until=lambda state: False):
-        """Lets all play until the task is over, or `until` says so after any step."""
-        for _ in range(2_000):
-            actions = []
-            for player in self.players:
-                actions.append(player.step())
-                if until(self.task.look(player.me).state):
-                    return
-            if all(isinstance(action, Stop) for action in actions):
-                return
-            if all(isinstance(action, Wait) for action in actions):
-                self.connection.heads(1)
-        raise AssertionError(f"it never ended: {self.task.look(self.task.address).state}")
 
 
 @pytest.fixture
@@ -179,8 +50,8 @@ def test_a_task_is_what_its_creator_asked_for(finished):
     assert task.terms == TERMS
     assert task.creator == finished.creator.address
     assert task.token.address == finished.token.address
-    assert task.spec_digest == SPEC
-    assert task.initial_adapter == FIRST_ADAPTER
+    assert task.spec_digest == finished.spec
+    assert task.initial_adapter == finished.adapter
     assert tasks(finished.connection, finished.factory) == [task.address]
 
 
@@ -284,7 +155,7 @@ def test_refused_terms_name_the_reason(game):
     object.__setattr__(bad, "rounds", 0)
     game.token.mint(game.creator.address, 1)
     with pytest.raises(Reverted, match="terms: rounds"):
-        create_task(game.creator, game.factory, bad, game.token.address, SPEC, FIRST_ADAPTER, 1)
+        create_task(game.creator, game.factory, bad, game.token.address, game.spec, game.adapter, 1)
 
 
 def test_the_estimate_is_what_deploying_costs(tmp_path):
@@ -303,7 +174,7 @@ def test_the_estimate_is_what_deploying_costs(tmp_path):
         sender.send = lambda *args: used.append(send(*args)) or used[-1]
         factory = deploy_factory(sender)
         token = deploy_token(sender)
-        create_task(sender, factory, Terms(), token.address, SPEC, FIRST_ADAPTER, 0)
+        create_task(sender, factory, Terms(), token.address, b"\5" * 32, b"\6" * 32, 0)
         told = [cost.gas[step] for step in ("task code", "factory", "test token", "a task")]
         assert told == pytest.approx([receipt.gas_used for receipt in used], rel=0.02)
         assert cost.balance == 10_000 * 10**18

@@ -9,12 +9,13 @@ import threading
 import tracemalloc
 
 import pytest
-from blockserver import FAULTS, MIB, Cut, Server, dies, drips, page, stalls
+from blockserver import FAULTS, MIB, Cut, Server, dies, drips, page
 
 from flockllm.errors import NotFound, StoreError
-from flockllm.store import LocalStore, RemoteStore, cid_of, digest_of
+from flockllm.store import LocalStore, cid_of, digest_of
 from flockllm.store.dag import UNIXFS, Profile
 from flockllm.store.ipfs import Gateway
+from flockllm.store.remote import RemoteStore
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -23,7 +24,7 @@ DATA = random.Random(1).randbytes(SIZE)
 DIGEST = digest_of(DATA)
 
 
-def store_of(tmp_path, *servers, patience=0.6, name="store"):
+def store_of(tmp_path, *servers, patience=1.0, name="store"):
     """A store that has nothing, before gateways."""
     gateways = [Gateway(f"http://{server.address}") for server in servers]
     return RemoteStore(LocalStore(tmp_path / name), gateways, patience=patience)
@@ -60,7 +61,7 @@ def test_a_bad_gateway_alone_is_an_error_in_time(tmp_path, fault):
         store = store_of(tmp_path, server)
         tracemalloc.start()
         with pytest.raises(StoreError):
-            store.get(DIGEST, SIZE, SIZE, seconds=2)
+            store.get(DIGEST, SIZE, SIZE, seconds=1)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
 
@@ -79,7 +80,7 @@ def test_a_slow_gateway_leaves_time_for_the_next(tmp_path):
     """However patient we are with one block, a source gets its share of the time and no more."""
     with Server(DATA, fault=drips) as slow, Server(DATA) as good:
         store = store_of(tmp_path, slow, good, patience=1000)
-        assert store.get(DIGEST, SIZE, SIZE, seconds=4) == DATA
+        assert store.get(DIGEST, SIZE, SIZE, seconds=3) == DATA
 
 
 def test_what_no_gateway_has_is_not_found(tmp_path):
@@ -209,7 +210,7 @@ def test_a_tree_of_another_profile_is_refused(tmp_path, profile):
 
 def test_one_wrong_block_anywhere_is_refused(tmp_path):
     """Root or leaf, first or last: it is asked for again, never taken."""
-    for digest in list(Server(DATA).blocks):
+    for _, digest, _ in UNIXFS.blocks(DATA):
         with Server(DATA) as bad, Server(DATA) as good:
             altered = bytearray(bad.blocks[digest])
             altered[len(altered) // 2] ^= 1
@@ -246,13 +247,3 @@ def test_a_gateway_without_cars_is_asked_for_blocks(tmp_path):
     with Server(DATA, fault=raw_only) as server:
         assert store_of(tmp_path, server).get(DIGEST, SIZE, SIZE) == DATA
         assert server.asked.count("raw") == 6
-
-
-def test_threads_that_were_left_behind_end(tmp_path):
-    """A peer that says nothing more does not cost a thread for ever."""
-    with Server(DATA, fault=stalls) as server:
-        with pytest.raises(StoreError):
-            store_of(tmp_path, server).get(DIGEST, SIZE, SIZE, seconds=1)
-        left = [t for t in threading.enumerate() if t.name == f"fetch {server.address}"]
-    for thread in left:
-        thread.join()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     metavar="TOKENS",
     help="The most to add after slashes. Below the bond you are not drawn.",
 )
+@click.option(
+    "--sandbox",
+    type=click.Choice(["bubblewrap", "podman", "bare"]),
+    help="What holds own model code of a task that brings some; default: what is installed. "
+    "bare runs it unprotected.",
+)
 @click.option("--exit", "leave", is_flag=True, help="Take the stake out too when the task is done.")
 @log_options
 def join(
@@ -53,6 +59,7 @@ def join(
     device: str,
     stake: str,
     top_up: str,
+    sandbox: Literal["bubblewrap", "podman", "bare"] | None,
     leave: bool,
     verbose: bool,
     log_json: bool,
@@ -77,6 +84,7 @@ def join(
         device=device,
         stake=tokens(stake, "--stake") if stake else 0,
         top_up=tokens(top_up, "--top-up"),
+        sandbox=sandbox or "",
         leave=leave,
     )
     with progress_bar() as progress:

@@ -1,6 +1,7 @@
 """What a node needs of the outside. `cli` hands it the real parts, tests hand it small ones."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -84,3 +85,43 @@ class Trainer(Protocol):
 
 Secret = Callable[[int, str], bytes]
 """32 bytes for a round and a purpose, from the participant's key alone."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something trained or aggregated, and what its maker thinks of it."""
+
+    data: bytes
+    before: float
+    """How the current adapter does on the own held-out records."""
+    after: float
+    score: int
+    """The change in bps, positive is better."""
+
+
+class Bench(Protocol):
+    """The work of seats, whatever is trained: `seat` for LoRA, `own` for own model code."""
+
+    store: Store
+
+    def secret(self, round_: int, purpose: str, /) -> bytes:
+        """32 bytes for a round and a purpose, from the participant's key alone."""
+
+    def train(self, round_: int, current: bytes) -> Work:
+        """What to publish; what was trained before a crash is taken again."""
+
+    def vote(
+        self, round_: int, current: bytes, updates: Sequence[tuple[int, bytes, int]], until: float
+    ) -> tuple[int, ...]:
+        """A score for each published update (item, digest, size), fetched before `until`."""
+
+    def aggregate(
+        self, round_: int, current: bytes, accepted: Sequence[tuple[bytes, int, int]]
+    ) -> Work:
+        """The next global adapter, of the accepted updates (digest, size, weight)."""
+
+    def name(self, digest: bytes) -> str:
+        """How people call a global adapter."""
+
+    def forget(self) -> None:
+        """A round is over."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from flockllm.errors import ChainError, Reverted, StoreError
-from flockllm.node.outside import Blocks, Head, Task
-from flockllm.node.seat import Workbench
+from flockllm.node.journal import Journal
+from flockllm.node.outside import Bench, Blocks, Head, Task
 from flockllm.rounds import (
     Action,
     Address,
@@ -62,7 +62,8 @@ class Node:
     me: Address
     task: Task
     blocks: Blocks
-    bench: Workbench
+    bench: Bench
+    journal: Journal
     top_up_limit: int = 0
     """The most to add to the stake after slashes, in the token's smallest unit."""
     _past: dict[int, Sequence[Seat]] = field(default_factory=dict)
@@ -142,9 +143,9 @@ class Node:
     def _propose(self, round_: int, current: bytes) -> None:
         trained = self.bench.train(round_, current)
         log.info(
-            "trained: held-out loss %.4f → %.4f (score %+d), update of %s",
-            trained.loss_before,
-            trained.loss_after,
+            "trained: held-out %.4f → %.4f (score %+d), update of %s",
+            trained.before,
+            trained.after,
             trained.score,
             _size(len(trained.data)),
         )
@@ -177,10 +178,10 @@ class Node:
     ) -> tuple[int, ...]:
         """Scores, computed once: the copy on disk opens the commitment after a restart."""
         terms, name = self.task.terms, f"scores-{round_}"
-        if kept := self.bench.journal.kept(name):
+        if kept := self.journal.kept(name):
             return unpack_scores(int.from_bytes(kept), terms.proposers)
         scores = self.bench.vote(round_, current, updates, until)
-        self.bench.journal.keep(name, word(pack_scores(scores)))
+        self.journal.keep(name, word(pack_scores(scores)))
         for item, digest, size in updates:
             log.info("update %s: score %+d", cid_of(digest, size), scores[item])
         return scores
@@ -203,13 +204,13 @@ class Node:
         self, round_: int, current: bytes, accepted: Sequence[tuple[bytes, int, int]]
     ) -> None:
         aggregate = self.bench.aggregate(round_, current, accepted)
-        better = aggregate.loss_after <= aggregate.loss_before
+        better = aggregate.score >= 0
         digest = self.bench.store.put(aggregate.data) if better else current
         log.info(
-            "aggregate of %d accepted: loss %.4f → %.4f; attesting %s",
+            "aggregate of %d accepted: held-out %.4f → %.4f; attesting %s",
             len(accepted),
-            aggregate.loss_before,
-            aggregate.loss_after,
+            aggregate.before,
+            aggregate.after,
             cid_of(digest, len(aggregate.data)) if better else "to keep the current one",
         )
         self.task.attest(round_, digest)
@@ -231,7 +232,7 @@ class Node:
             in_tokens(after.stake),
             in_tokens(after.claimable),
         )
-        self.bench.journal.record("settled", round=round_, paid=paid, slashed=slashed)
+        self.journal.record("settled", round=round_, paid=paid, slashed=slashed)
 
     def _commitment(self, round_: int, content: bytes, purpose: str) -> bytes:
         salt = self.bench.secret(round_, purpose)
@@ -261,7 +262,7 @@ class Node:
         if self._story == (state.round, state.phase):
             return
         before, self._story = self._story, (state.round, state.phase)
-        self.bench.journal.record("phase", round=state.round, phase=state.phase.name)
+        self.journal.record("phase", round=state.round, phase=state.phase.name)
         if (before and before[0] != state.round) or state.phase == Phase.FINISHED:
             self._tell_end(state.round - (state.phase != Phase.FINISHED), view)
         mine = next((seat for seat in view.seats if seat.who == self.me), None)
@@ -272,7 +273,7 @@ class Node:
                 role = "not drawn" if mine is None else "voter" if mine.voter else "proposer"
                 log.info("round %d of %d: I am %s", state.round, terms.rounds, role.upper())
                 self.bench.forget()
-                self.bench.journal.record("drawn", round=state.round, role=role)
+                self.journal.record("drawn", round=state.round, role=role)
             case Phase.EVALUATE:
                 done = sum(not s.voter and s.duty == Duty.DONE for s in view.seats)
                 log.info("round %d: %d updates published", state.round, done)
@@ -284,12 +285,12 @@ class Node:
         if round_ < 1:
             return
         result = self.task.result(round_)
-        self.bench.journal.drop(f"*-{round_}")
+        self.journal.drop(f"*-{round_}")
         log.info(
             "round %d finished: %s, adapter %s; %d rounds remaining",
             round_,
             result.outcome.name.lower() if result.outcome != Outcome.OPEN else "open",
-            cid_of(result.adapter_after, self.bench.adapter_bytes),
+            self.bench.name(result.adapter_after),
             self.task.terms.rounds - round_,
         )
 

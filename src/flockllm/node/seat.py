@@ -1,4 +1,4 @@
-"""The work of a seat: train an update, score updates, compute the next adapter.
+"""The work of a seat in a LoRA task: train, score, aggregate, all on integers.
 
 Knows nothing of transactions: bytes and numbers in, bytes and numbers out.
 """
@@ -17,37 +17,15 @@ from flockllm.adapter import Adapter, Shapes, Update, max_bytes, quantise
 from flockllm.aggregate import RULES
 from flockllm.errors import InvalidUpdate, NotFound, StoreError
 from flockllm.node.journal import Journal
-from flockllm.node.outside import Progress, Secret, Store, Task, Trainer
+from flockllm.node.outside import Progress, Secret, Store, Task, Trainer, Work
 from flockllm.rounds import INVALID, Duty, Outcome, Verdict, score
+from flockllm.store.cid import cid_of
 from flockllm.task import Definition
 
 log = logging.getLogger(__name__)
 
 TWIN_COSINE = 0.98
 """Updates of one round more alike than this share one idea; neither is paid for it."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """An update that a proposer may commit to."""
-
-    data: bytes
-    loss_before: float
-    loss_after: float
-
-    @property
-    def score(self) -> int:
-        """The proposer's own opinion of it, on its own held-out records."""
-        return score(self.loss_before, self.loss_after)
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """The next global adapter, if the voters agree."""
-
-    data: bytes
-    loss_before: float
-    loss_after: float
 
 
 @dataclass
@@ -75,7 +53,11 @@ class Workbench:
         """The length of every global adapter of the task."""
         return len(Adapter.zeros(self.shapes).to_bytes())
 
-    def train(self, round_: int, current: bytes) -> Trained:
+    def name(self, digest: bytes) -> str:
+        """The CID of a global adapter."""
+        return cid_of(digest, self.adapter_bytes)
+
+    def train(self, round_: int, current: bytes) -> Work:
         """Trains from the current adapter; what was trained before a crash is taken again."""
         adapter = self.adapter(current)
         data = self.journal.kept(f"update-{round_}")
@@ -93,7 +75,7 @@ class Workbench:
         update = Update.from_bytes(data, self.shapes, self.definition.aggregation.codec)
         before, after = self.loss(current), self.trainer.loss((adapter + update).floats())
         self._measured("checked", round_, seconds, loss_before=before, loss_after=after)
-        return Trained(data, before, after)
+        return Work(data, before, after, score(before, after))
 
     def vote(
         self, round_: int, current: bytes, updates: Sequence[tuple[int, bytes, int]], until: float
@@ -138,7 +120,7 @@ class Workbench:
 
     def aggregate(
         self, round_: int, current: bytes, accepted: Sequence[tuple[bytes, int, int]]
-    ) -> Aggregate:
+    ) -> Work:
         """Makes the next adapter of the accepted updates and measures it."""
         seconds = time.perf_counter()
         data = self._combine(self.adapter(current), accepted).to_bytes()
@@ -147,7 +129,7 @@ class Workbench:
         before = self.loss(current)
         after = self.trainer.loss(Adapter.from_bytes(data, self.shapes).floats())
         self._measured("judged", round_, seconds, loss_before=before, loss_after=after)
-        return Aggregate(data, before, after)
+        return Work(data, before, after, score(before, after))
 
     def adapter(self, digest: bytes) -> Adapter:
         """The global adapter of a digest: from the store, or else from what led to it."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from flockllm.adapter import Update
 from flockllm.node import Workbench
-from flockllm.node.seat import Trained
+from flockllm.node.outside import Work
 
 SCALE = 4.0
 """How much longer than the honest update the poisoned one is."""
@@ -17,7 +17,7 @@ SCALE = 4.0
 class SignFlipper(Workbench):
     """Publishes what an honest proposer would, turned around and scaled up; votes honestly."""
 
-    def train(self, round_: int, current: bytes) -> Trained:
+    def train(self, round_: int, current: bytes) -> Work:
         """Trains like everybody else, then leads the other way and claims that it helps."""
         honest = super().train(round_, current)
         codec = self.definition.aggregation.codec
@@ -28,16 +28,16 @@ class SignFlipper(Workbench):
             name: start[name] - np.float32(SCALE) * (learned[name] - start[name]) for name in start
         }
         data = Update.from_floats(adapter, poison, codec).to_bytes(codec)
-        return replace(honest, data=data, loss_after=honest.loss_before / 2)
+        return replace(honest, data=data, score=5_000)
 
 
 @dataclass
 class Vandal(Workbench):
     """Publishes bytes that are no update: a pickle, as the original's clients would load."""
 
-    def train(self, round_: int, current: bytes) -> Trained:
+    def train(self, round_: int, current: bytes) -> Work:
         """Does no work and claims that it helps."""
-        return Trained(pickle.dumps({"round": round_, "run": "me"}), 1.0, 0.5)
+        return Work(pickle.dumps({"round": round_, "run": "me"}), 1.0, 0.5, 5_000)
 
 
 ATTACKS: dict[str, type[Workbench]] = {"sign-flip": SignFlipper, "vandal": Vandal}
