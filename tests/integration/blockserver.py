@@ -190,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
                 car = body[start : body.rindex(b"\r\n--")]
                 for digest, block in read_car([car]):
                     self.server.blocks[digest] = block
-                root = cid_text(car[24], car[27:59])
+                root = cid_text(car[15], car[18:50])
                 self.server.pinned.add(root)
                 if self.server.renames:
                     root = cid_text(RAW, bytes(32))

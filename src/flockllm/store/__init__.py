@@ -9,18 +9,8 @@ from flockllm.errors import InvalidConfig
 from flockllm.store.base import Progress, Store
 from flockllm.store.cid import cid_of, digest_of, parse_cid
 from flockllm.store.local import LocalStore
-from flockllm.store.remote import RemoteStore
 
-__all__ = [
-    "LocalStore",
-    "Progress",
-    "RemoteStore",
-    "Store",
-    "cid_of",
-    "digest_of",
-    "open_store",
-    "parse_cid",
-]
+__all__ = ["LocalStore", "Progress", "Store", "cid_of", "digest_of", "open_store", "parse_cid"]
 
 
 def open_store(location: str, gateways: Sequence[str] = (), cache: Path | None = None) -> Store:
@@ -35,7 +25,11 @@ def open_store(location: str, gateways: Sequence[str] = (), cache: Path | None =
         InvalidConfig: no such kind of location.
         StoreError: the directory cannot be used.
     """
-    from flockllm.store.ipfs import Gateway, Kubo
+    if "://" not in location and not gateways:
+        return LocalStore(Path(location).expanduser())
+
+    from flockllm.store.ipfs import Gateway, Kubo  # what follows takes 0.1 s to import
+    from flockllm.store.remote import RemoteStore
     from flockllm.store.s3 import S3
 
     for url in gateways:
@@ -44,8 +38,7 @@ def open_store(location: str, gateways: Sequence[str] = (), cache: Path | None =
     fallbacks = [Gateway(url) for url in gateways]
 
     if "://" not in location:
-        local = LocalStore(Path(location).expanduser())
-        return RemoteStore(local, fallbacks) if fallbacks else local
+        return RemoteStore(LocalStore(Path(location).expanduser()), fallbacks)
 
     parts = urlsplit(location)
     home: Kubo | S3

@@ -8,19 +8,17 @@ fetches the same, and nothing has to be remembered but the file itself.
 import hashlib
 import logging
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypeVar
 
 from flockllm.errors import NotFound, StoreError
 from flockllm.store.base import Progress
 from flockllm.store.car import read_car
 from flockllm.store.dag import DAG_PB, RAW, UNIXFS
 from flockllm.store.local import LocalStore, check_size, explained
+from flockllm.store.wire import Patience
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +36,12 @@ class Source(Protocol):
 
     name: str
 
-    def block(self, codec: int, digest: bytes, limit: int) -> bytes:
+    def block(self, codec: int, digest: bytes, limit: int, patience: Patience) -> bytes:
         """One block, of at most `limit` bytes; NotFound or StoreError otherwise."""
 
-    def car(self, codec: int, digest: bytes, limit: int) -> Iterator[bytes] | None:
+    def car(
+        self, codec: int, digest: bytes, limit: int, patience: Patience
+    ) -> Iterator[bytes] | None:
         """A whole DAG as a CAR of at most `limit` bytes; None where that is not on offer."""
 
 
@@ -93,7 +93,8 @@ class _Everybody:
                 # A slow source gets its share of the time that is left, not that of the next.
                 share = self._left() / (len(self._sources) - i)
                 try:
-                    return act(_One(source, time.monotonic() + share, self._patience))
+                    until = time.monotonic() + share
+                    return act(_One(source, Patience(self._patience, until)))
                 except _Refused:
                     raise
                 except StoreError as e:
@@ -114,24 +115,25 @@ class _Everybody:
 class _One:
     """A source whose answers are checked, and waited for only so long."""
 
-    def __init__(self, source: Source, until: float, patience: float) -> None:
+    def __init__(self, source: Source, patience: Patience) -> None:
         self._source = source
-        self._until = until
         self._patience = patience
 
     def block(self, codec: int, digest: bytes) -> bytes:
         """A block that is what its digest says."""
-        answers = self._patiently(lambda: iter([self._source.block(codec, digest, UNIXFS.leaf)]))
-        for block in answers:
-            if hashlib.sha256(block).digest() == digest:
-                return block
-        raise StoreError(f"gave another block for {digest.hex()}")
+        self._patience.renew()
+        block = self._source.block(codec, digest, UNIXFS.leaf, self._patience)
+        if hashlib.sha256(block).digest() != digest:
+            raise StoreError(f"gave another block for {digest.hex()}")
+        return block
 
     def blocks(self, digest: bytes, size: int) -> Iterator[tuple[bytes, bytes]]:
         """Digests and blocks of the DAG of a file, as many as come; each is what it says."""
+        self._patience.renew()
         limit = UNIXFS.total(size) + (1 << 16) + size // 1000  # headers and CIDs stand between
-        stream = self._source.car(DAG_PB, digest, limit)
-        return self._patiently(lambda: read_car(stream)) if stream else iter(())
+        for block in read_car(self._source.car(DAG_PB, digest, limit, self._patience) or ()):
+            yield block
+            self._patience.renew()
 
     def size(self, digest: bytes) -> int:
         """The size of a file, from its root alone."""
@@ -141,44 +143,6 @@ class _One:
             root = self.block(DAG_PB, digest)
         size = UNIXFS.declared_size(root)
         return len(root) if size is None else size
-
-    def _patiently(self, produce: Callable[[], Iterator[T]]) -> Iterator[T]:
-        """The items of `produce()`, made in a thread of their own.
-
-        Nothing that a peer does, or does not, holds us longer than our patience. A thread that
-        is left behind holds three items at most and ends with the next thing that it hears.
-        """
-        items: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=2)
-        left = threading.Event()
-
-        def work() -> None:
-            try:
-                for item in produce():
-                    items.put((item, None))
-                    if left.is_set():
-                        return
-                items.put((None, StopIteration()))
-            except BaseException as e:
-                items.put((None, e))
-
-        threading.Thread(target=work, name=f"fetch {self._source.name}", daemon=True).start()
-        try:
-            while True:
-                wait = min(self._patience, self._until - time.monotonic())
-                try:
-                    item, error = items.get(timeout=max(0.0, wait))
-                except queue.Empty:
-                    raise StoreError(f"no block within {max(0.0, wait):.1f} s") from None
-                if isinstance(error, StopIteration):
-                    return
-                if error:
-                    raise error
-                yield cast(T, item)
-        finally:
-            left.set()
-            with suppress(queue.Empty):
-                while True:
-                    items.get_nowait()
 
 
 class _Download:
@@ -193,8 +157,10 @@ class _Download:
         """By digest: size, depth and offset of each place where the block belongs."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o644)
-        self._resumed = os.fstat(self._descriptor).st_size > 0
-        os.ftruncate(self._descriptor, size)
+        found = os.fstat(self._descriptor).st_size
+        self._resumed = found > 0
+        if found > size:
+            os.ftruncate(self._descriptor, size)
         self._want(digest, size, UNIXFS.depth(size), 0)
 
     def __enter__(self) -> "_Download":
@@ -213,6 +179,8 @@ class _Download:
             try:
                 for digest, block in source.blocks(self._digest, self._size):
                     self._accept(digest, block)
+                    if not self._wanted:
+                        return
             except _Refused:
                 raise
             except StoreError as e:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from flockllm.errors import StoreError
 from flockllm.store.base import Home, Progress
 from flockllm.store.dag import Bytes
-from flockllm.store.fetch import Source, fetch
+from flockllm.store.fetch import PATIENCE, Source, fetch
 from flockllm.store.local import LocalStore, check_size
 
 log = logging.getLogger(__name__)
@@ -19,11 +19,16 @@ class RemoteStore:
     """
 
     def __init__(
-        self, local: LocalStore, sources: Sequence[Source], home: Home | None = None
+        self,
+        local: LocalStore,
+        sources: Sequence[Source],
+        home: Home | None = None,
+        patience: float = PATIENCE,
     ) -> None:
         self.local = local
         self._sources = sources
         self._home: Home = home or local
+        self._patience = patience
 
     def put(self, data: Bytes) -> bytes:
         """Keeps `data` in both places."""
@@ -46,7 +51,14 @@ class RemoteStore:
         except StoreError as e:
             log.debug("fetching: %s", e)
         size = fetch(
-            self.local, self._sources, digest, size, limit, seconds=seconds, progress=progress
+            self.local,
+            self._sources,
+            digest,
+            size,
+            limit,
+            seconds=seconds,
+            patience=self._patience,
+            progress=progress,
         )
         return self.local.get(digest, size, limit)
 

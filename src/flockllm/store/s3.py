@@ -13,6 +13,7 @@ from typing import Any
 from flockllm.errors import InvalidConfig, NotFound, StoreError
 from flockllm.store.cid import cid_text, codec_of, digest_of
 from flockllm.store.dag import DAG_PB, RAW, UNIXFS, Bytes
+from flockllm.store.wire import Patience
 
 
 class S3:
@@ -33,14 +34,14 @@ class S3:
         return boto3.client(
             "s3",
             config=Config(
-                connect_timeout=10,
-                read_timeout=30,
-                retries={"mode": "standard", "total_max_attempts": 4},
+                connect_timeout=5,
+                read_timeout=15,
+                retries={"mode": "standard", "total_max_attempts": 3},
             ),
         )
 
-    def block(self, codec: int, digest: bytes, limit: int) -> bytes:
-        """One block; no more than `limit` bytes are read."""
+    def block(self, codec: int, digest: bytes, limit: int, patience: Patience) -> bytes:
+        """One block; no more than `limit` bytes are read. The time limits are boto3's."""
         with self._explained():
             answer = self._client.get_object(**self._key(codec, digest))
             with answer["Body"] as body:
@@ -49,7 +50,9 @@ class S3:
             raise StoreError("the answer is longer than the content can be")
         return block
 
-    def car(self, codec: int, digest: bytes, limit: int) -> Iterator[bytes] | None:
+    def car(
+        self, codec: int, digest: bytes, limit: int, patience: Patience
+    ) -> Iterator[bytes] | None:
         """Not on offer."""
         return None
 

