@@ -1,6 +1,7 @@
 """Hosted models in memory: one copy of the base, with every adapter on it."""
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from transformers.utils.logging import disable_progress_bar
 
 from flockllm.errors import ModelError
 from flockllm.host.batch import Batch
@@ -71,6 +73,7 @@ def load(
         bits = 8 if load_8bit else 4
         log.warning("no GPU: the model is loaded in full precision, not in %d bits", bits)
         load_8bit = load_4bit = False
+    disable_progress_bar()
     base = base or load_base(
         hosted.base,
         revision=hosted.revision,
@@ -80,8 +83,8 @@ def load(
     )
     folder = Path(hosted.base).expanduser()
     name = folder.resolve().name if folder.is_dir() else hosted.base
-    models = {name: Model(name, 0, {"Base model": hosted.base})}
     model = base.model
+    models = {name: Model(name, 0, {"Weights": _weights(model), "Prompt": hosted.template})}
     for number, tuned in enumerate(hosted.tuned, 1):
         free = tuned.name if tuned.name not in models else f"{tuned.name}-{number}"
         models[free] = Model(free, number, tuned.about)
@@ -105,10 +108,13 @@ def load(
 def _add(model: Any, adapter: str, tuned: Tuned) -> Any:
     """Puts an adapter's layers in and copies its tensors into them."""
     try:
-        if isinstance(model, PeftModel):
-            model.add_adapter(adapter, tuned.config)
-        else:
-            model = get_peft_model(model, tuned.config, adapter_name=adapter)
+        with warnings.catch_warnings():
+            # Another name of the base model; a deprecated one within transformers; GPT-2's layers.
+            warnings.simplefilter("ignore")
+            if isinstance(model, PeftModel):
+                model.add_adapter(adapter, tuned.config)
+            else:
+                model = get_peft_model(model, tuned.config, adapter_name=adapter)
     except ValueError as e:
         raise ModelError(f"adapter {tuned.name} does not fit the base model: {e}") from e
     own = {
@@ -155,6 +161,12 @@ def _try(model: Any, switch: Switch, adapters: Sequence[int]) -> None:
                 f"{type(model).__name__} keeps no keys and values that can be batched here "
                 f"({why}); serve it with --engine vllm"
             )
+
+
+def _weights(model: Any) -> str:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    kind = str(model.dtype).removeprefix("torch.")
+    return f"{count / 1e6:,.1f} M, {kind}, on {model.device.type}"
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -4,6 +4,7 @@ import asyncio
 import html
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from importlib.resources import files
@@ -127,104 +128,79 @@ def _page(
 ) -> gr.Blocks:
     names = [model.name for model in models]
     shown = names[:2]
-    with gr.Blocks(title="FLockLLM", analytics_enabled=False, fill_height=True) as page:
+    with gr.Blocks(title="FLockLLM", analytics_enabled=False) as page:
         gr.HTML(_heading(models), elem_id="heading")
         with gr.Row(elem_id="answers"):
-            chats = [
-                gr.Chatbot(
-                    label=_title(i, name),
-                    elem_id=f"chat-{i}",
-                    elem_classes="chat",
-                    buttons=["copy", "copy_all"],
-                    placeholder=_waiting(i, len(shown)),
-                    layout="bubble",
-                    render_markdown=False,
-                    min_height=160,
-                    height="100%",
-                    show_label=True,
-                )
-                for i, name in enumerate(shown)
-            ]
-        with gr.Group(elem_id="ask"):
+            chats = [_chat(i, name, len(shown)) for i, name in enumerate(shown)]
+        with gr.Row(elem_id="ask"):
             instruction = gr.Textbox(
                 label="Instruction",
                 placeholder="What should the model do? Enter sends, Shift+Enter begins a line.",
                 lines=2,
                 max_lines=8,
                 autofocus=True,
+                scale=3,
                 elem_id="instruction",
             )
             context = gr.Textbox(
                 label="Input",
-                info="A text that the instruction is about; may stay empty.",
-                lines=1,
+                placeholder="What it is about, if anything.",
+                lines=2,
                 max_lines=8,
+                scale=2,
                 elem_id="context",
             )
         with gr.Row(elem_id="buttons"):
-            clear = gr.Button("Clear", elem_id="clear", min_width=80)
-            stop = gr.Button(
-                "Stop", variant="stop", elem_id="stop", interactive=False, min_width=80
-            )
             send = gr.Button("Send", variant="primary", elem_id="send", scale=3, min_width=120)
-        gr.Examples([list(example) for example in examples], [instruction, context], label="Try")
+            stop = gr.Button("Stop", elem_id="stop", interactive=False, min_width=80)
+            clear = gr.Button("Clear", elem_id="clear", min_width=80)
+        offered = gr.Dataset(
+            components=[gr.Textbox(render=False)],
+            samples=[[asked] for asked, _ in examples],
+            type="index",
+            label="Try",
+            show_label=False,
+            elem_id="examples",
+        )
         with gr.Accordion("Settings", open=False, elem_id="settings"):
-            sides = []
-            if len(names) > 2:
-                with gr.Row():
-                    sides = [
-                        gr.Dropdown(names, value=name, label=label, elem_id=f"model-{i}")
-                        for i, (label, name) in enumerate(
-                            zip(("Left", "Right"), shown, strict=True)
-                        )
-                    ]
+            sides = _sides(names) if len(names) > 2 else []
             with gr.Row():
                 beams = gr.Slider(
-                    1,
-                    4,
-                    4,
+                    *(1, 4, 4),
                     step=1,
                     label="Beams",
+                    info="Above 1: the best of so many answers, nothing is drawn.",
                     elem_id="beams",
-                    info="Above 1, the best of so many answers: nothing is drawn.",
                 )
                 max_tokens = gr.Slider(
-                    1,
-                    2000,
-                    128,
+                    *(1, 2000, 128),
                     step=1,
                     label="Max tokens",
-                    elem_id="max-tokens",
                     info="Length of the answer.",
+                    elem_id="max-tokens",
                 )
                 stream = gr.Checkbox(
-                    True, label="Stream", elem_id="stream", info="Show words as they come."
+                    True, label="Stream", info="Show words as they come.", elem_id="stream"
                 )
             with gr.Row():
                 temperature = gr.Slider(
-                    0,
-                    1,
-                    0.1,
+                    *(0, 1, 0.1),
                     label="Temperature",
+                    info="With one beam. 0: always the likeliest word.",
                     elem_id="temperature",
-                    info="0: always the likeliest word. Needs Beams 1.",
                 )
                 top_p = gr.Slider(
-                    0,
-                    1,
-                    0.75,
+                    *(0, 1, 0.75),
                     label="Top p",
+                    info="With one beam. Draws from the likeliest words of this share.",
                     elem_id="top-p",
-                    info="Draw from the likeliest words of this share. Needs Beams 1.",
                 )
                 top_k = gr.Slider(
-                    0,
-                    100,
-                    40,
+                    *(0, 100, 40),
                     step=1,
                     label="Top k",
+                    info="With one beam. Draws from so many likeliest words; 0 for all.",
                     elem_id="top-k",
-                    info="Draw from so many likeliest words, 0 for all. Needs Beams 1.",
                 )
 
         async def answer(*values: Any) -> AsyncIterator[Any]:
@@ -242,11 +218,11 @@ def _page(
                 "beams": int(b),
                 "max_tokens": int(most),
             }
-            user = {"role": "user", "content": question}
+            user = {"role": "user", "content": _literal(question)}
 
             def turns(answers: Sequence[str]) -> list[Turns]:
                 return [
-                    [*history, user, {"role": "assistant", "content": text or "…"}]
+                    [*history, user, {"role": "assistant", "content": _literal(text) or "…"}]
                     for history, text in zip(histories, answers, strict=True)
                 ]
 
@@ -265,6 +241,13 @@ def _page(
         def idle() -> list[Any]:
             return [gr.update(interactive=True), gr.update(interactive=False)]
 
+        offered.click(
+            lambda i: list(examples[i]),
+            offered,
+            [instruction, context],
+            queue=False,
+            api_visibility="private",
+        )
         wanted = [instruction, context, temperature, top_p, top_k, beams, max_tokens, stream]
         running = gr.on(
             [send.click, instruction.submit],
@@ -291,25 +274,46 @@ def _page(
     return page  # type: ignore[no-any-return]
 
 
-def _title(i: int, name: str) -> str:
-    return f"{('Original', 'Fine-tuned')[i]} · {name}"
+def _chat(i: int, name: str, count: int) -> gr.Chatbot:
+    what = ("What the base model says", "What it says with the adapter")
+    return gr.Chatbot(
+        label=f"{('Original', 'Fine-tuned')[i]} · {name}",
+        placeholder=what[i] if count > 1 else "The answer comes here.",
+        buttons=["copy", "copy_all"],
+        layout="bubble",
+        render_markdown=False,
+        height="",
+        elem_id=f"chat-{i}",
+        elem_classes="chat",
+    )
 
 
-def _waiting(i: int, count: int) -> str:
-    if count == 1:
-        return "The answer comes here."
-    return ("What the base model says", "What it says with the adapter")[i]
+def _literal(text: str) -> str:
+    """Text that a chat shows as it is. Gradio renders HTML there, so what could be some is escaped;
+    the rest is left alone, because the copy button copies what stands here."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", text))
+
+
+def _sides(names: Sequence[str]) -> list[gr.Dropdown]:
+    with gr.Row():
+        return [
+            gr.Dropdown(names, value=names[i], label=label, elem_id=f"model-{i}")
+            for i, label in enumerate(("Left", "Right"))
+        ]
 
 
 def _heading(models: Sequence[Model]) -> str:
-    rows = "".join(
-        f"<dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd>"
-        for model in models
-        for label, value in {"Model": model.name, **model.about}.items()
-    )
+    cards = "".join(f"<dl>{_facts({'Model': m.name, **m.about})}</dl>" for m in models)
     return f"""
-      <h1>FLockLLM</h1>
-      <details><summary>What is hosted</summary><dl>{rows}</dl></details>"""
+      <details><summary><h1>FLockLLM</h1><span>what is hosted here</span></summary>
+      <div>{cards}</div></details>"""
+
+
+def _facts(about: Mapping[str, str]) -> str:
+    return "".join(
+        f"<dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd>"
+        for label, value in about.items()
+    )
 
 
 def _theme() -> gr.themes.Base:
