@@ -9,6 +9,7 @@ FlockError
 │   └── NotFound       no store has the content                      → wait, or add a store
 ├── ChainError         the chain refused, or is out of reach         → look again, decide again
 │   └── Reverted       the contract refused a call, and why          → look again, decide again
+├── AuditFailed        a task's record breaks the rules              → do not trust its adapter
 ├── ModelError         base model or adapter cannot be used          → another folder, or install
 └── SandboxError       a stranger's code failed or overstepped       → score it INVALID
 """
@@ -48,6 +49,10 @@ class ChainError(FlockError):
 
 class Reverted(ChainError):
     """The contract refused a call; the message is the contract's reason."""
+
+
+class AuditFailed(FlockError):
+    """What a task's chain and store say does not follow from the rules; names the first fault."""
 
 
 class ModelError(FlockError):

@@ -122,6 +122,10 @@ class Connection:
         """The newest block."""
         return _head(self.call("eth_getBlockByNumber", "latest", False))
 
+    def block(self, number: int) -> Head:
+        """A block by its number."""
+        return _head(self.call("eth_getBlockByNumber", hex(number), False))
+
     def heads(self, timeout: float) -> Head:
         """The newest block, once it is another than this method returned last.
 
