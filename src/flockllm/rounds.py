@@ -484,6 +484,11 @@ class TopUp:
 
 
 @dataclass(frozen=True)
+class Reactivate:
+    """Come back after too many no-shows in a row."""
+
+
+@dataclass(frozen=True)
 class Settle:
     """Pay or slash one seat of a closed round."""
 
@@ -546,6 +551,7 @@ Action = (
     | Advance
     | Tally
     | TopUp
+    | Reactivate
     | Settle
     | Propose
     | Publish
@@ -553,6 +559,9 @@ Action = (
     | Reveal
     | Attest
 )
+
+RETIRED = 3
+"""No-shows in a row after which a participant is not drawn until it comes back."""
 
 PATIENCE = 3
 """Seconds that each further keeper leaves to those before it."""
@@ -595,6 +604,8 @@ def next_action(
             topped_up = view.me.deposited - terms.bond
             if view.me.registered and missing > 0 and topped_up + missing <= top_up_limit:
                 return TopUp(missing)
+            if view.me.registered and view.me.missed >= RETIRED and missing <= 0:
+                return Reactivate()
             if state.active >= terms.committee:
                 return keeper.when(state.since, OpenRound())
             return Wait()

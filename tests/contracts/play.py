@@ -1,5 +1,6 @@
 """Plays rounds on the contract: what honest people do, so that a test says what differs."""
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import astuple
 from functools import cache
@@ -11,7 +12,9 @@ from eth_hash.auto import keccak
 from flockllm import rounds
 from flockllm.rounds import Duty, Outcome, Phase, Terms, Verdict
 
-CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"
+CONTRACTS = Path(
+    os.environ.get("FLOCKLLM_CONTRACTS", Path(__file__).resolve().parents[2] / "contracts")
+)
 POOL = 1_000 * 10**18
 SPEC = keccak(b"spec")
 INITIAL = keccak(b"initial adapter")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from flockllm import rounds
 from flockllm.rounds import Duty, Outcome, Phase, Seat, Terms, Verdict
-from tests.contracts.evm import to_checksum_address
+from flockllm.simulate.evm import to_checksum_address
 from tests.properties.model import NOTHING, Person
 
 

@@ -20,6 +20,7 @@ from flockllm.rounds import (
     Phase,
     Propose,
     Publish,
+    Reactivate,
     Reveal,
     RoundResult,
     Seat,
@@ -365,3 +366,11 @@ def test_topping_up_stays_below_its_limit():
     again = replace(poor, deposited=TERMS.bond + 10)
     assert not isinstance(decide(Phase.IDLE, me=again, top_up_limit=39), TopUp)
     assert decide(Phase.IDLE, me=again, top_up_limit=40) == TopUp(30)
+
+
+def test_who_comes_back_after_no_shows_says_so():
+    """A node that runs again reactivates itself, once its bond is complete."""
+    retired = replace(MEMBER, index=0, missed=3)
+    assert decide(Phase.IDLE, me=retired) == Reactivate()
+    poor = replace(retired, stake=TERMS.bond - 1)
+    assert not isinstance(decide(Phase.IDLE, me=poor), Reactivate)

@@ -49,6 +49,7 @@ class Task(Protocol):
     def seats(self, round_: int) -> Sequence[Seat]: ...  # noqa: D102
     def result(self, round_: int) -> RoundResult: ...  # noqa: D102
     def top_up(self, amount: int) -> object: ...  # noqa: D102
+    def reactivate(self) -> object: ...  # noqa: D102
     def open_round(self) -> object: ...  # noqa: D102
     def draw(self) -> object: ...  # noqa: D102
     def commit_update(self, round_: int, commitment: bytes) -> object: ...  # noqa: D102

@@ -13,6 +13,7 @@ from flockllm.errors import ChainError, Reverted, StoreError
 from flockllm.node.journal import Journal
 from flockllm.node.outside import Bench, Blocks, Head, Task
 from flockllm.rounds import (
+    RETIRED,
     Action,
     Address,
     Advance,
@@ -20,11 +21,11 @@ from flockllm.rounds import (
     Draw,
     Duty,
     OpenRound,
-    Outcome,
     Participant,
     Phase,
     Propose,
     Publish,
+    Reactivate,
     Reveal,
     Seat,
     Settle,
@@ -122,6 +123,9 @@ class Node:
             case TopUp(amount):
                 log.info("topping up my stake by %s", in_tokens(amount))
                 self.task.top_up(amount)
+            case Reactivate():
+                log.info("back after %d no-shows in a row", RETIRED)
+                self.task.reactivate()
             case Settle(round_, who):
                 self._settle(round_, who, view.me)
             case Propose(round_, current):
@@ -240,8 +244,7 @@ class Node:
 
     def _unsettled(self, view: View) -> dict[int, Sequence[Seat]]:
         """Closed rounds with open seats: all since the last look, and own ones from before."""
-        over = view.state.phase in (Phase.FINISHED, Phase.CANCELLED)
-        closed = view.state.round - (not over)
+        closed = view.state.round - 1
         if self._seen_rounds is None:
             first = closed if not view.me.unsettled else 1
             self._past = dict.fromkeys(range(max(1, first), closed + 1), ())
@@ -263,10 +266,16 @@ class Node:
             return
         before, self._story = self._story, (state.round, state.phase)
         self.journal.record("phase", round=state.round, phase=state.phase.name)
-        if (before and before[0] != state.round) or state.phase == Phase.FINISHED:
-            self._tell_end(state.round - (state.phase != Phase.FINISHED), view)
+        if before and before[0] < state.round:
+            self._tell_end(state.round - 1)
         mine = next((seat for seat in view.seats if seat.who == self.me), None)
         match state.phase:
+            case Phase.IDLE if view.me.registered and not view.me.index:
+                log.warning(
+                    "stake %s is below the bond %s: not drawn until it is topped up (--top-up)",
+                    in_tokens(view.me.stake),
+                    in_tokens(terms.bond),
+                )
             case Phase.IDLE if state.active < terms.committee:
                 log.info("waiting for participants: %d of %d", state.active, terms.committee)
             case Phase.TRAIN:
@@ -281,15 +290,13 @@ class Node:
                 verdicts = [s.verdict.name.lower() for s in view.seats[: terms.proposers]]
                 log.info("round %d: verdicts: %s", state.round, ", ".join(verdicts))
 
-    def _tell_end(self, round_: int, view: View) -> None:
-        if round_ < 1:
-            return
+    def _tell_end(self, round_: int) -> None:
         result = self.task.result(round_)
         self.journal.drop(f"*-{round_}")
         log.info(
             "round %d finished: %s, adapter %s; %d rounds remaining",
             round_,
-            result.outcome.name.lower() if result.outcome != Outcome.OPEN else "open",
+            result.outcome.name.lower(),
             self.bench.name(result.adapter_after),
             self.task.terms.rounds - round_,
         )
