@@ -268,8 +268,10 @@ def test_one_process_gets_no_more_memory_than_the_limit(build):
         build().train(b"result = len(bytearray(2**30))")
 
 
-def test_many_processes_get_no_more_memory_than_the_limit(build):
-    """Nor does spreading it over processes help."""
+def test_many_processes_get_no_more_memory_than_the_limit(build, tmp_path, monkeypatch):
+    """Nor does spreading it over processes help; and no trace is left where the node works."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
     eat = b"""
 for _ in range(8):
     if os.fork() == 0:
@@ -279,6 +281,7 @@ time.sleep(60)
 """
     with pytest.raises(SandboxError, match=r"memory|ended by itself|took too long"):
         build(limits=Limits(memory=400 * 2**20, call_seconds=30)).train(eat)
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])

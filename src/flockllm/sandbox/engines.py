@@ -290,57 +290,60 @@ def podman(job: Job) -> Started:
     """Starts a container on the unpacked image; the limits are its control group's."""
     name = f"flockllm-{uuid.uuid4().hex}"
     limits = job.limits
-    with tempfile.TemporaryDirectory(prefix="flockllm-") as folder:
-        data = Path(folder, "dataset.json")  # open to the container's user, within a closed folder
-        shutil.copyfile(job.data, data)
-        data.chmod(0o444)
-        calls = Path(folder, "seccomp.json")
-        calls.write_text(json.dumps(profile()))
-        arguments = ["podman", "run", "--rm", "--name", name, "--network", "none", "--read-only"]
-        arguments += ["--read-only-tmpfs=false", "--cap-drop", "all", "--http-proxy=false"]
-        arguments += ["--security-opt", "no-new-privileges", "--hostname", "sandbox"]
-        arguments += ["--security-opt", f"seccomp={calls}"]
-        arguments += ["--pids-limit", str(limits.processes), "--ulimit", "core=0:0"]
-        arguments += ["--memory", f"{limits.memory}b", "--memory-swap", f"{limits.memory}b"]
-        arguments += ["--tmpfs", f"{TMP}:rw,size={limits.scratch},mode=1777"]
-        arguments += ["--shm-size", f"{limits.scratch}b", "--log-driver", "none"]
-        arguments += ["--ulimit", f"nofile={OPEN_FILES}:{OPEN_FILES}"]
-        # The control group limits processes; podman's own default for this is beyond some roots.
-        arguments += ["--ulimit", "nproc=4096:4096"]
-        arguments += ["--ulimit", f"fsize={limits.scratch}:{limits.scratch}"]
-        arguments += ["--user", f"{NOBODY}:{NOBODY}"] if _root() else []
-        arguments += ["--workdir", job.image.working_folder, "--entrypoint", ""]
-        for key, value in job.environment().items():
-            arguments += ["--env", f"{key}={value}"]
-        for path in job.mounts():
-            arguments += ["--volume", f"{path.resolve()}:{path}:ro"]
-        arguments += ["--volume", f"{data}:{DATASET}:ro", "--rootfs", f"{job.root}:O"]
-        if shutil.which("runc"):
-            arguments[1:1] = ["--runtime", "runc"]
+    # Closed to others; conmon, which watches the container, writes into its working folder.
+    folder = tempfile.mkdtemp(prefix="flockllm-")
+    data = Path(folder, "dataset.json")  # open to the container's user
+    shutil.copyfile(job.data, data)
+    data.chmod(0o444)
+    calls = Path(folder, "seccomp.json")
+    calls.write_text(json.dumps(profile()))
+    arguments = ["podman", "run", "--rm", "--name", name, "--network", "none", "--read-only"]
+    arguments += ["--read-only-tmpfs=false", "--cap-drop", "all", "--http-proxy=false"]
+    arguments += ["--security-opt", "no-new-privileges", "--hostname", "sandbox"]
+    arguments += ["--security-opt", f"seccomp={calls}"]
+    arguments += ["--pids-limit", str(limits.processes), "--ulimit", "core=0:0"]
+    arguments += ["--memory", f"{limits.memory}b", "--memory-swap", f"{limits.memory}b"]
+    arguments += ["--tmpfs", f"{TMP}:rw,size={limits.scratch},mode=1777"]
+    arguments += ["--shm-size", f"{limits.scratch}b", "--log-driver", "none"]
+    arguments += ["--ulimit", f"nofile={OPEN_FILES}:{OPEN_FILES}"]
+    # The control group limits processes; podman's own default for this is beyond some roots.
+    arguments += ["--ulimit", "nproc=4096:4096"]
+    arguments += ["--ulimit", f"fsize={limits.scratch}:{limits.scratch}"]
+    arguments += ["--user", f"{NOBODY}:{NOBODY}"] if _root() else []
+    arguments += ["--workdir", job.image.working_folder, "--entrypoint", ""]
+    for key, value in job.environment().items():
+        arguments += ["--env", f"{key}={value}"]
+    for path in job.mounts():
+        arguments += ["--volume", f"{path.resolve()}:{path}:ro"]
+    arguments += ["--volume", f"{data}:{DATASET}:ro", "--rootfs", f"{job.root}:O"]
+    if shutil.which("runc"):
+        arguments[1:1] = ["--runtime", "runc"]
 
-        process = subprocess.Popen(
-            [*arguments, *job.image.command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+    process = subprocess.Popen(
+        [*arguments, *job.image.command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+    )
 
-        def stop() -> None:
-            remove = ["podman", "rm", "--force", "--ignore", "--time", "0", name]
-            subprocess.run(remove, capture_output=True)
-            process.kill()
+    def stop() -> None:
+        remove = ["podman", "rm", "--force", "--ignore", "--time", "0", name]
+        subprocess.run(remove, capture_output=True)
+        process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
 
-        pid, until = 0, time.monotonic() + limits.start_seconds
-        inspect = ["podman", "inspect", "--format", "{{.State.Pid}}", name]
-        while not pid and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.05)
-            seen = subprocess.run(inspect, capture_output=True, text=True).stdout.strip()
-            pid = int(seen) if seen.isdecimal() else 0
-        if not pid:
-            stop()
-            said = process.communicate()[0].decode(errors="replace").strip()
-            raise SandboxError(f"podman cannot start: {said or 'it took too long'}")
-        return Started(process, pid, stop, lambda seconds: _connect_within(pid, seconds))
+    pid, until = 0, time.monotonic() + limits.start_seconds
+    inspect = ["podman", "inspect", "--format", "{{.State.Pid}}", name]
+    while not pid and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+        seen = subprocess.run(inspect, capture_output=True, text=True).stdout.strip()
+        pid = int(seen) if seen.isdecimal() else 0
+    if not pid:
+        stop()
+        said = process.communicate()[0].decode(errors="replace").strip()
+        raise SandboxError(f"podman cannot start: {said or 'it took too long'}")
+    return Started(process, pid, stop, lambda seconds: _connect_within(pid, seconds))
 
 
 # Nothing ----------------------------------------------------------------------------------------

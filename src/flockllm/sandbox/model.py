@@ -73,7 +73,7 @@ class SandboxedModel:
         with open_image(image) as opened:
             if not opened.command:
                 raise SandboxError(f"{image}: names no command to run")
-            root = unpack(opened, cache)
+            root = unpack(opened, cache.absolute())
         self._job = Job(opened, root, data, limits, python)
         self._running: _Running | None = None
 
