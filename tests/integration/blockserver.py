@@ -100,6 +100,11 @@ FAULTS = [
     page,
     "drips headers",
     "redirects for ever",
+    "redirects http://[::1",
+    "redirects http://host:123456/",
+    "redirects http://ex\u00e4mple/",
+    f"redirects http://{'a' * 70}.invalid/",
+    "redirects file:///etc/passwd",
     "HTTP 404",
     "HTTP 429",
     "HTTP 500",
@@ -239,9 +244,10 @@ class Handler(BaseHTTPRequestHandler):
         match fault.split():
             case ["HTTP", status]:
                 self._reply(int(status), b"try again later")
-            case ["redirects", *_]:
+            case ["redirects", where, *_]:
                 self.send_response(302)
-                self.send_header("Location", self.path + "&again=1")
+                again = self.path + "&again=1"
+                self.send_header("Location", again if where == "for" else where)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
             case ["drips", "headers"]:

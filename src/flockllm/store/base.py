@@ -1,6 +1,6 @@
 """What a store is: what you get is what was put, whoever you got it from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from flockllm.store.dag import Bytes
@@ -49,4 +49,12 @@ class Store(Home, Protocol):
         Raises:
             NotFound: nobody who was asked has it.
             StoreError: it is larger than `limit`, it was altered, or nobody answered in time.
+        """
+
+    def collect(self, keep: Iterable[bytes], younger: float = 3600) -> list[str]:
+        """Removes from this machine what is neither pinned nor in `keep`; returns the CIDs.
+
+        Args:
+            keep: digests that the chain, or anybody else, still names.
+            younger: content put or fetched within so many seconds stays: it may be named soon.
         """

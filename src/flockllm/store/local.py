@@ -34,7 +34,7 @@ class LocalStore:
         with explained(f"cannot use {folder} as a store"):
             for path in (folder, self._pins, self._unfinished):
                 path.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self._sweep(STALE)
 
     def put(self, data: Bytes) -> bytes:
         """Keeps `data`; what is there and intact is not written again."""
@@ -111,7 +111,7 @@ class LocalStore:
                 if digest not in named and path.name not in pinned and _age(path) >= younger:
                     path.unlink(missing_ok=True)
                     removed.append(path.name)
-        self._sweep()
+        self._sweep(younger)
         return removed
 
     def unfinished(self, digest: bytes, size: int) -> Path:
@@ -143,12 +143,12 @@ class LocalStore:
                 if not path.is_dir():
                     yield path, cid
 
-    def _sweep(self) -> None:
-        """Removes what killed processes left unfinished."""
+    def _sweep(self, younger: float) -> None:
+        """Removes what was left unfinished, by downloads or by processes that were killed."""
         with explained(f"cannot clean up {self.folder}"):
             for path in self._unfinished.iterdir():
                 with suppress(FileNotFoundError):
-                    if _age(path) >= STALE:
+                    if _age(path) >= younger:
                         path.unlink()
 
 

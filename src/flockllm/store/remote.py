@@ -1,7 +1,7 @@
 """A store elsewhere, with a local one before it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from flockllm.errors import StoreError
 from flockllm.store.base import Home, Progress
@@ -75,3 +75,7 @@ class RemoteStore:
         """Leaves the content to the garbage collection of each place."""
         self.local.unpin(digest, size)
         self._home.unpin(digest, size)
+
+    def collect(self, keep: Iterable[bytes], younger: float = 3600) -> list[str]:
+        """Cleans up the cache; home has a garbage collection, or an owner, of its own."""
+        return self.local.collect(keep, younger)

@@ -77,7 +77,7 @@ def request(
             ) as response:
                 elsewhere = dict(response.headers).get(b"location")
                 if response.status in (301, 302, 303, 307, 308) and elsewhere and not content:
-                    url = urljoin(url, elsewhere.decode("latin-1"))
+                    url = _redirected(url, elsewhere.decode("latin-1"))
                     continue
                 body = response.iter_stream()
                 if response.status != 200:
@@ -91,6 +91,17 @@ def request(
         raise StoreError(f"sends from one address to another, lastly to {url}")
     except BROKEN as e:
         raise StoreError(f"{type(e).__name__}: {e}" if str(e) else type(e).__name__) from e
+
+
+def _redirected(url: str, elsewhere: str) -> str:
+    """Where a peer sends us, if that is a place."""
+    try:
+        target = urlsplit(urljoin(url, elsewhere))
+        if target.scheme in ("http", "https") and target.hostname and (target.port or 1) > 0:
+            return target.geturl().encode("ascii").decode()
+    except ValueError:
+        pass
+    raise StoreError(f"sends us to {elsewhere[:200]!r}")
 
 
 def _authorized(url: str, headers: dict[str, str]) -> tuple[str, list[tuple[str, str]]]:
@@ -145,7 +156,7 @@ class _Backend(httpcore.NetworkBackend):
         failure: Exception = httpcore.ConnectError(f"no address of {host}")
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as e:
+        except (OSError, UnicodeError) as e:
             raise httpcore.ConnectError(f"{host}: {e}") from e
         for *_, address in found:
             try:
