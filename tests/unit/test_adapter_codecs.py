@@ -121,23 +121,28 @@ def test_packed_and_plain_updates_aggregate_to_the_same_bytes(rule):
 
 def attacks(data: bytes, codec: str) -> dict[str, bytes]:
     """Files next to an honest one."""
-    shifts, stream = data[: len(SHAPES)], data[len(SHAPES) :]
-    table = 2 * (2 * CODECS[codec].largest + 1)
+    many = len(SHAPES)
+    shifts, factors, stream = data[:many], data[many : 2 * many], data[2 * many :]
+    scales, table = shifts + factors, 2 * (2 * CODECS[codec].largest + 1)
+    other = np.frombuffer(stream[:table], "<u2").copy()
+    other[other.argmax()] -= 1
+    other[0] += 1
     return {
         "empty": b"",
         "shifts only": shifts,
-        "all frozen, with a stream": b"\xff" * len(shifts) + stream,
+        "all frozen, with a stream": b"\xff" * many + b"\0" * many + stream,
         "one shift too large": b"\x1f" + data[1:],
         "negative shift": b"\xfe" + data[1:],
-        "a tensor more frozen": b"\xff" + data[1:],
-        "a tensor fewer": shifts.replace(b"\xff", b"\0", 1) + stream,
+        "even factor": shifts + b"\2" + factors[1:] + stream,
+        "a tensor more frozen": b"\xff" + shifts[1:] + b"\0" + factors[1:] + stream,
+        "no tensor frozen": shifts.replace(b"\xff", b"\0") + factors.replace(b"\0", b"\1") + stream,
         "truncated": data[:-2],
         "cut to an odd length": data[:-1],
         "a word too many": data + b"\0\0",
-        "a gigabyte": data + bytes(1 << 24),
-        "no frequencies": shifts + bytes(table) + stream[table:],
-        "frequencies in another order": shifts + stream[:table][::-1] + stream[table:],
-        "states of zero": shifts + stream[:table] + bytes(64) + stream[table + 64 :],
+        "16 MB of zeros": data + bytes(1 << 24),
+        "no frequencies": scales + bytes(table) + stream[table:],
+        "other frequencies": scales + other.tobytes() + stream[table:],
+        "states of zero": scales + stream[:table] + bytes(64) + stream[table + 64 :],
         "plain": Update.from_floats(CURRENT, trained()).to_bytes("plain"),
     }
 
@@ -157,15 +162,15 @@ def test_hostile_packed_updates_are_refused_in_bounded_memory(packed):
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
-def test_a_shift_has_one_form(codec):
-    """Doubled values under a smaller shift are the same delta, hence another file, refused."""
+def test_a_scale_has_one_form(codec):
+    """Doubled levels under a smaller shift are the same delta, hence another file, refused."""
     shapes = {"t": (4,)}
     honest = Update(shapes, np.array([1], np.int8), np.array([1, -1, 0, 3], np.int16))
     doubled = np.array([2, -2, 0, 6]) + CODECS[codec].largest
 
-    forged = b"\0" + rans.encode(doubled.astype(np.uint8), 2 * CODECS[codec].largest + 1)
+    forged = b"\0\1" + rans.encode(doubled.astype(np.uint8), 2 * CODECS[codec].largest + 1)
 
-    with pytest.raises(InvalidUpdate, match="larger shift"):
+    with pytest.raises(InvalidUpdate, match="divisor in common"):
         Update.from_bytes(forged, shapes, codec)
     assert Update.from_bytes(honest.to_bytes(codec), shapes, codec).norm == honest.norm
 

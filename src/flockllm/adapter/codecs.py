@@ -7,8 +7,7 @@ from the task's tensor list, never from the file.
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,113 +99,143 @@ class Plain:
 
 @dataclass(frozen=True)
 class Packed:
-    """Few levels, entropy coded: the I8 shift of each tensor, then one `rans` stream.
+    """Few levels, entropy coded: `level · factor << shift`, one factor and shift a tensor.
 
-    A tensor's shift is the largest that divides its delta: one of its values is odd. A tensor
-    that does not move has shift −1 and no place in the stream. The stream has the values of the
-    others in name order, each plus `largest`.
+    The file is the shifts (I8), the factors (U8), and one `rans` stream of the levels, each plus
+    `largest`, in name order. factor << shift is the greatest common divisor of a tensor's delta,
+    with an odd factor. A tensor that does not move has shift −1, factor 0 and no levels.
     """
 
     largest: int
-    step: float
-    """Distance of levels, in root mean squares of the tensor; rounded to a power of two."""
+    step: float | None
+    """Distance of levels in root mean squares of the tensor; None: the mean of what is told."""
+    keep: float
+    """Part of a tensor's numbers that is told at the most, the largest ones."""
     dead: float
     """What moved less is not told, in root mean squares."""
 
     def round(self, delta: NDArray[np.float64]) -> tuple[NDArray[np.int16], int]:
-        """The nearest level, but zero below `dead` and at least one above."""
-        rms = math.sqrt(float(delta @ delta) / max(1, len(delta)))
-        if rms == 0:
-            return np.zeros(len(delta), np.int16), 0
-        shift = min(max(0, round(math.log2(self.step * rms))), self._most)
+        """The nearest level, but at least one for what is told, and none for the rest."""
         size = np.abs(delta)
-        level = np.clip(np.rint(np.ldexp(size, -shift)), 1, self.largest)
-        level[size < self.dead * rms] = 0
-        return np.copysign(level, delta).astype(np.int16), shift
+        rms = math.sqrt(float(np.mean(size * size))) if len(size) else 0.0
+        if rms < 0.5:
+            return np.zeros(len(delta), np.int16), 0
+        least = self.dead * rms
+        if self.keep < 1:
+            kept = math.ceil(self.keep * len(size))
+            least = max(least, float(np.partition(size, len(size) - kept)[len(size) - kept]))
+        told = size >= least
+        step = self.step * rms if self.step else float(size[told].mean())
+        shift = min(max(0, math.floor(math.log2(step)) - 2), 28 - self.largest.bit_length())
+        factor = min(max(1, round(math.ldexp(step, -shift))), 8)
+        level = np.clip(np.rint(np.ldexp(size, -shift) / factor), 1, self.largest)
+        level[~told] = 0
+        return (np.copysign(level, delta) * factor).astype(np.int16), shift
 
     def encode(self, shapes: Shapes, shifts: Shifts, values: Values) -> bytes:
-        """The largest shifts; `ValueError` for what was not rounded to these levels."""
-        highest = np.full(len(shapes), -1, np.int8)
+        """Divides by what all numbers share; `ValueError` for what was not rounded to levels."""
+        scales = np.array([[-1], [0]], np.int16).repeat(len(shapes), axis=1)
         symbols = []
         for index, span in enumerate(tensors.spans(shapes).values()):
-            delta = values[span].astype(np.int32) << int(shifts[index])
-            bits = int(np.bitwise_or.reduce(delta))
-            if not bits:
+            held = values[span].astype(np.int32)
+            common = math.gcd(*np.flatnonzero(np.bincount(np.abs(held))).tolist())
+            if not common:
                 continue
-            highest[index] = (bits & -bits).bit_length() - 1
-            level = delta >> highest[index]
-            if np.abs(level).max() > self.largest or highest[index] > self._most:
+            twos = (common & -common).bit_length() - 1
+            scales[:, index] = int(shifts[index]) + twos, common >> twos
+            level = held // common
+            if np.abs(level).max() > self.largest or not self._fits(*scales[:, index].tolist()):
                 raise ValueError("the update has more levels than its codec: round it first")
             symbols.append((level + self.largest).astype(np.uint8))
         stream = rans.encode(np.concatenate(symbols), self._alphabet) if symbols else b""
-        return highest.tobytes() + stream
+        shift, factor = scales[0].astype(np.int8), scales[1].astype(np.uint8)
+        return b"".join((shift.tobytes(), factor.tobytes(), stream))
 
     def decode(self, data: Data, shapes: Shapes) -> tuple[Shifts, Values]:
         """Decodes once to check, and again wherever the values are looked at."""
-        if not len(shapes) <= len(data) <= self.max_bytes(shapes):
+        head = 2 * len(shapes)
+        if not head <= len(data) <= self.max_bytes(shapes):
             raise InvalidUpdate(f"{len(data)} bytes cannot be an update with these tensors")
         view = memoryview(data)
         shifts = np.frombuffer(view[: len(shapes)], np.int8)
-        if shifts.min(initial=0) < -1 or shifts.max(initial=0) > self._most:
-            raise InvalidUpdate("a shift is out of range")
-        live = [
-            span for span, s in zip(tensors.spans(shapes).values(), shifts, strict=True) if s >= 0
-        ]
-        count = sum(span.stop - span.start for span in live)
-        if not count:
-            if len(data) > len(shapes) or live:
+        factors = np.frombuffer(view[len(shapes) : head], np.uint8)
+        live: dict[str, Part] = {}
+        count = 0
+        for (name, span), shift, factor in zip(
+            tensors.spans(shapes).items(), shifts.tolist(), factors.tolist(), strict=True
+        ):
+            if self._fits(shift, factor) and span.start < span.stop:
+                place = slice(count, count + span.stop - span.start)
+                live[name], count = Part(span, place, factor), place.stop
+            elif (shift, factor) != (-1, 0):
+                raise InvalidUpdate(f"{name}: shift or factor is out of range")
+        if not live:
+            if len(data) > head:
                 raise InvalidUpdate("there is a stream, but no tensor for it")
             return np.zeros(len(shapes), np.int8), np.zeros(tensors.size(shapes), np.int16)
-        symbols, stream = rans.decode(view[len(shapes) :], count, self._alphabet)
-        levels = Levels(stream, live, self.largest)
-        for at, span in zip(levels.starts, live, strict=True):
-            if not ((symbols[at : at + span.stop - span.start] ^ self.largest) & 1).any():
-                raise InvalidUpdate("a larger shift would do")
-        return np.maximum(shifts, 0), levels
+
+        symbols, stream = rans.decode(view[head:], count, self._alphabet)
+        for name, part in live.items():
+            there = np.bincount(symbols[part.stream]).nonzero()[0]
+            if math.gcd(*(there - self.largest).tolist()) != 1:
+                raise InvalidUpdate(f"{name}: the levels have a divisor in common")
+        return np.maximum(shifts, 0), Levels(stream, list(live.values()), self.largest)
 
     def max_bytes(self, shapes: Shapes) -> int:
         """Far more than honest updates take, which are near their entropy."""
-        return len(shapes) + rans.max_bytes(tensors.size(shapes), self._alphabet)
+        return 2 * len(shapes) + rans.max_bytes(tensors.size(shapes), self._alphabet)
 
     @property
     def _alphabet(self) -> int:
         return 2 * self.largest + 1
 
-    @property
-    def _most(self) -> int:
-        """The largest shift with which every level is an int32."""
-        return 31 - self.largest.bit_length()
+    def _fits(self, shift: int, factor: int) -> bool:
+        """Whether these are a scale: every level is an int32 and every value an int16."""
+        return (
+            0 <= shift <= 30
+            and factor % 2 == 1
+            and factor < 256
+            and self.largest * factor << shift < 1 << 31
+        )
+
+
+class Part(NamedTuple):
+    """A tensor with levels: its place in the flat run and in the stream, and its factor."""
+
+    span: slice
+    stream: slice
+    factor: int
 
 
 class Levels:
     """The values of a packed update, decoded where they are looked at."""
 
-    def __init__(self, stream: rans.Stream, live: list[slice], largest: int) -> None:
-        self.stream, self.live, self.largest = stream, live, largest
-        self.starts = [0, *accumulate(span.stop - span.start for span in live)][:-1]
+    def __init__(self, stream: rans.Stream, parts: list[Part], largest: int) -> None:
+        self.stream, self.parts, self.largest = stream, parts, largest
 
-    def __getitem__(self, span: slice) -> NDArray[np.int16]:
-        values = np.zeros(span.stop - span.start, np.int16)
-        overlaps = [
-            (at - there.start, max(span.start, there.start), min(span.stop, there.stop))
-            for at, there in zip(self.starts, self.live, strict=True)
-            if there.start < span.stop and span.start < there.stop
+    def __getitem__(self, block: slice) -> NDArray[np.int16]:
+        values = np.zeros(block.stop - block.start, np.int16)
+        inside = [
+            (part, max(block.start, part.span.start), min(block.stop, part.span.stop))
+            for part in self.parts
+            if part.span.start < block.stop and block.start < part.span.stop
         ]
-        if overlaps:
-            (first, begin, _), (last, _, end) = overlaps[0], overlaps[-1]
-            origin = first + begin
-            symbols = self.stream[origin : last + end].astype(np.int16) - np.int16(self.largest)
-            for move, begin, end in overlaps:
-                told = symbols[move + begin - origin : move + end - origin]
-                values[begin - span.start : end - span.start] = told
+        if inside:
+            (first, start, _), (last, _, stop) = inside[0], inside[-1]
+            origin = first.stream.start + start - first.span.start
+            symbols = self.stream[slice(origin, last.stream.start + stop - last.span.start)]
+            for part, start, stop in inside:
+                at = part.stream.start + start - part.span.start - origin
+                told = symbols[at : at + stop - start].astype(np.int16) - np.int16(self.largest)
+                values[start - block.start : stop - block.start] = told * np.int16(part.factor)
         return values
 
 
 CODECS: dict[str, Codec] = {
     "plain": Plain(),
-    "int8": Packed(largest=127, step=1 / 16, dead=1 / 32),
-    "int4": Packed(largest=7, step=1 / 2, dead=1 / 4),
-    "int2": Packed(largest=1, step=1.5, dead=0.75),
-    "sparse": Packed(largest=1, step=2.5, dead=2.0),
+    "int8": Packed(largest=127, step=1 / 16, keep=1, dead=1 / 32),
+    "int4": Packed(largest=7, step=1 / 2, keep=1, dead=1 / 4),
+    "int2": Packed(largest=1, step=None, keep=1, dead=0.7),
+    "sparse": Packed(largest=1, step=None, keep=0.08, dead=0.7),
 }
 """The names a task definition may use."""
