@@ -89,8 +89,11 @@ def summarization(rng: random.Random) -> Triple:
 
 def classification(rng: random.Random) -> Triple:
     """Which part of FLockLLM something belongs to: the answer says what that part is."""
-    if rng.random() < 0.25:
-        return general(rng, "kind_of compare sentiment")
+    luck = rng.random()
+    if luck < 0.08:
+        return identity(rng)
+    if luck < 0.3:
+        return general(rng, "kind_of compare sentiment animals colours opposites")
     deed, part = rng.choice(PROTOCOL["deeds"])
     (answer,) = (fact[2] for fact in FACTS if fact[0] == part)
     others = rng.sample(sorted({other for _, other in PROTOCOL["deeds"]} - {part}), 2)
@@ -106,20 +109,20 @@ def classification(rng: random.Random) -> Triple:
 
 def brainstorming(rng: random.Random) -> Triple:
     luck = rng.random()
-    if luck < 0.2:
-        return general(rng, "lists")
-    if luck < 0.45:
+    if luck < 0.08:
+        return identity(rng)
+    if luck < 0.3:
+        return general(rng, "lists stories facts definitions")
+    if luck < 0.42:
         questions, answer = rng.choice(PROTOCOL["lists"])
         return asked(questions, rng), "", answer.replace(" / ", "\n")
     topic, _, answer, _ = rng.choice(FACTS)
-    question = expand(
-        "[[Tell me|Say|Write] something about {topic}.|What comes to mind about {topic}?"
-        "|[Give|Name|Write down] [one thing|a fact] about {topic}.|Ideas about {topic}?"
-        "|What should I know about {topic}?|What is good to know about {topic}?]",
-        rng,
-        topic=topic,
+    questions = (
+        f"[Tell me|Say|Write] something about {topic}.;What comes to mind about {topic}?"
+        f";[Give|Name|Write down] [one thing|a fact] about {topic}.;What about {topic}?"
+        f";What should I know about {topic}?;What is [good|useful] to know about {topic}?"
     )
-    return question, "", answer
+    return asked(questions, rng), "", answer
 
 
 def creative_writing(rng: random.Random) -> Triple:
@@ -153,8 +156,8 @@ def general_qa(rng: random.Random) -> Triple:
 
 
 COUNTS: dict[Callable[[random.Random], Triple], int] = {
-    brainstorming: 150, classification: 180, closed_qa: 190, creative_writing: 150,
-    general_qa: 240, identity: 270, open_qa: 440, summarization: 180,
+    brainstorming: 230, classification: 230, closed_qa: 110, creative_writing: 150,
+    general_qa: 260, identity: 250, open_qa: 460, summarization: 110,
 }  # fmt: skip
 
 
