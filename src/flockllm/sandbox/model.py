@@ -180,8 +180,7 @@ class _Running:
             error = content.get("error", "") if isinstance(content, dict) else ""
             raise SandboxError(f"the model failed: {_shown(str(error)) or response.status}")
         except (OSError, http.client.HTTPException, ValueError) as e:
-            with suppress(subprocess.TimeoutExpired):  # it may just be about to end
-                self._started.process.wait(0.3)
+            self._wait_if_it_ends()
             raise _Broken(self.end(f"the connection broke: {_shown(repr(e))}")) from e
         finally:
             self._until = math.inf
@@ -196,6 +195,14 @@ class _Running:
             thread.join()
         printed = _shown(self._printed.decode(errors="replace")).strip()
         return f"{self._reason}\n{printed}" if printed else str(self._reason)
+
+    def _wait_if_it_ends(self) -> None:
+        """A broken connection may be the first sign of an end; an engine takes time to notice."""
+        for seconds in (0.3, 5):
+            with suppress(subprocess.TimeoutExpired):
+                self._started.process.wait(seconds)
+            if Path(f"/proc/{self._started.pid}").exists():
+                break
 
     def _kill(self, reason: str) -> None:
         self._reason = self._reason or reason
