@@ -64,7 +64,8 @@ class Workbench:
         if data is None:
             seconds = time.perf_counter()
             seed = self.secret(round_, "train")
-            trained = self.trainer.train(adapter.floats(), seed=seed, progress=self.progress)
+            progress = self.progress or log_quarters
+            trained = self.trainer.train(adapter.floats(), seed=seed, progress=progress)
             codec = self.definition.aggregation.codec
             update, residual = quantise(adapter, trained, codec, self._residual())
             data = update.to_bytes(codec)
@@ -136,6 +137,7 @@ class Workbench:
         if digest not in self._adapters:
             try:
                 adapter = self._fetched_adapter(digest)
+                log.info("global adapter %s fetched", self.name(digest))
             except NotFound:
                 adapter = self._recomputed_adapter(digest)
             self._adapters = {digest: adapter}  # one round needs one
@@ -221,6 +223,12 @@ class Workbench:
     def _measured(self, event: str, round_: int, since: float, **values: object) -> None:
         seconds = time.perf_counter() - since
         self.journal.record(event, round=round_, seconds=seconds, **values)
+
+
+def log_quarters(step: int, steps: int, loss: float) -> None:
+    """Progress for a log that nobody watches: four lines a round."""
+    if step * 4 // steps > (step - 1) * 4 // steps:
+        log.info("training: step %d of %d, loss %.4f", step, steps, loss)
 
 
 _NOBODY = "0x" + "00" * 20

@@ -56,7 +56,7 @@ def _loss(axes: Any, report: dict[str, Any]) -> None:
     axes.fill_between(at, values, color=PEOPLE[0], alpha=0.08)
     for x, value in enumerate(values):
         axes.annotate(
-            f"{value:.2f}", (x, value), xytext=(0, 8), textcoords="offset points", ha="center"
+            f"{value:.2f}", (x, value), xytext=(5, 7), textcoords="offset points", ha="left"
         )
     axes.set_title("Loss on the global test set")
     axes.set_xticks(at, ["base", *(str(r["number"]) for r in report["rounds"])])
