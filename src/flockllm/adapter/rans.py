@@ -59,7 +59,8 @@ def encode(symbols: NDArray[np.uint8], alphabet: int) -> bytes:
         state[full] = out >> np.uint64(16)
         quotient, rest = np.divmod(state, frequency)
         state[:] = (quotient << np.uint64(SCALE)) + rest + begins[row]
-    return table.astype("<u2").tobytes() + states.astype("<u4").tobytes() + words[at:].tobytes()
+    parts = table.astype("<u2"), states.astype("<u4"), words[at:].astype("<u2", copy=False)
+    return b"".join(part.tobytes() for part in parts)
 
 
 def max_bytes(count: int, alphabet: int) -> int:
