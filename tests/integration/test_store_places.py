@@ -215,7 +215,23 @@ def test_a_location_that_is_none_is_refused(location):
         open_store(location)
 
 
-@pytest.mark.parametrize("url", ["gateway.example", "file:///etc/passwd", "https://"])
+@pytest.mark.parametrize("location", ["ipfs://host:port", "ipfs://host:99999", "ipfs://[::1"])
+def test_a_location_that_is_no_url_is_refused(location):
+    """In our words, not in those of a parser."""
+    with pytest.raises(InvalidConfig, match="is no store"):
+        open_store(location)
+
+
+def test_a_bucket_at_no_address_is_refused(monkeypatch, tmp_path):
+    """What boto3 finds in the environment is a setting as others are."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
+    with pytest.raises(InvalidConfig, match="s3://adapters"):
+        open_store("s3://adapters", cache=tmp_path).put(b"adapter")
+
+
+@pytest.mark.parametrize(
+    "url", ["gateway.example", "file:///etc/passwd", "https://", "http://[::1", "http://host:99999"]
+)
 def test_a_gateway_that_is_no_url_is_refused(url, tmp_path):
     """Before anything is asked of it."""
     with pytest.raises(InvalidConfig, match="gateway"):

@@ -33,19 +33,24 @@ def open_store(location: str, gateways: Sequence[str] = (), cache: Path | None =
     from flockllm.store.s3 import S3
 
     for url in gateways:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        if not _is_web(url):
             raise InvalidConfig(f"a gateway is an http:// or https:// URL, got {url!r}")
     fallbacks = [Gateway(url) for url in gateways]
 
     if "://" not in location:
         return RemoteStore(LocalStore(Path(location).expanduser()), fallbacks)
 
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+        port = parts.port
+    except ValueError as e:
+        raise InvalidConfig(f"{location!r} is no store: {e}") from e
     home: Kubo | S3
     match parts.scheme:
-        case "ipfs" | "ipfs+https" if parts.hostname:
-            http = "https" if parts.scheme == "ipfs+https" else "http"
-            home = Kubo(f"{http}://{parts.netloc}")
+        case "ipfs" if parts.hostname:
+            home = Kubo(f"http://{parts.netloc}" + ("" if port else ":5001"))
+        case "ipfs+https" if parts.hostname:
+            home = Kubo(f"https://{parts.netloc}")
         case "s3" if parts.netloc:
             home = S3(parts.netloc, parts.path)
         case _:
@@ -53,6 +58,14 @@ def open_store(location: str, gateways: Sequence[str] = (), cache: Path | None =
                 f"a store is a folder, ipfs://host:5001 or s3://bucket/prefix, got {location!r}"
             )
     return RemoteStore(LocalStore(cache or cache_folder()), [home, *fallbacks], home)
+
+
+def _is_web(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def cache_folder() -> Path:

@@ -88,7 +88,7 @@ class _Everybody:
 
     def asked(self, act: Callable[["_One"], T]) -> T:
         for pause in (*PAUSES, None):
-            reasons: dict[str, StoreError] = {}
+            reasons: list[tuple[str, StoreError]] = []
             for i, source in enumerate(self._sources):
                 # A slow source gets its share of the time that is left, not that of the next.
                 share = self._left() / (len(self._sources) - i)
@@ -98,10 +98,10 @@ class _Everybody:
                 except _Refused:
                     raise
                 except StoreError as e:
-                    log.warning("%s: %s", source.name, e)
-                    reasons[source.name] = e
-            said = "; ".join(f"{name}: {e}" for name, e in reasons.items())
-            if all(isinstance(e, NotFound) for e in reasons.values()):
+                    log.info("%s: %s", source.name, e)
+                    reasons.append((source.name, e))
+            said = "; ".join(f"{name}: {e}" for name, e in reasons)
+            if all(isinstance(e, NotFound) for _, e in reasons):
                 raise NotFound(f"nobody has it: {said}")
             if pause is None or self._left() <= pause:
                 break

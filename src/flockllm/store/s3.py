@@ -29,16 +29,16 @@ class S3:
         try:
             import boto3
             from botocore.config import Config
+            from botocore.exceptions import BotoCoreError
         except ImportError as e:
             raise InvalidConfig("S3 needs boto3: pip install 'flockllm[s3]'") from e
-        return boto3.client(
-            "s3",
-            config=Config(
-                connect_timeout=5,
-                read_timeout=15,
-                retries={"mode": "standard", "total_max_attempts": 3},
-            ),
-        )
+        retries = {"mode": "standard", "total_max_attempts": 3}
+        try:
+            return boto3.client(
+                "s3", config=Config(connect_timeout=5, read_timeout=15, retries=retries)
+            )
+        except (BotoCoreError, ValueError) as e:
+            raise InvalidConfig(f"{self.name}: {e}") from e
 
     def block(self, codec: int, digest: bytes, limit: int, patience: Patience) -> bytes:
         """One block; no more than `limit` bytes are read. The time limits are boto3's."""
