@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from flockllm.host.api import Api
 from flockllm.host.loading import load
 from flockllm.host.serve import Settings, Site
 from flockllm.host.sources import Hosted, Tuned, from_task
@@ -51,7 +52,7 @@ def site():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     settings = Settings(port=0, keys=["ada:secret"], examples=[("Say a word.", "Any <b>word</b>.")])
-    with Site(load(hosted()), settings) as site:
+    with Site(Api.start(load(hosted())), settings) as site:
         yield site
     torch.set_num_threads(before)
 
@@ -192,11 +193,11 @@ def test_stop_ends_an_answer(page, site):
     page.locator("#stop").click()
     expect(page.locator("#send")).to_be_enabled(timeout=30_000)
     for _ in range(200):
-        if not site.engine.running:
+        if not site.service.engine.running:
             break
         page.wait_for_timeout(50)
 
-    assert not site.engine.running
+    assert not site.service.engine.running
 
 
 def test_examples_and_markup_are_shown_as_they_are(page):
@@ -265,7 +266,10 @@ def test_one_model_alone_has_one_side(browser):
         base="flockllm-base", tuned=(tuned, Tuned("other", tuned.config, tuned.tensors))
     )
     for what, sides, choices in ((Hosted(base="flockllm-base"), 1, 0), (several, 2, 2)):
-        with Site(load(what), Settings(port=0)) as site, browser.new_context() as context:
+        with (
+            Site(Api.start(load(what)), Settings(port=0)) as site,
+            browser.new_context() as context,
+        ):
             page = opened(context, site.url)
             send(page, QUESTION)
             expect(page.locator("#chat-0 .bot-row")).to_contain_text("Paris", timeout=60_000)

@@ -14,9 +14,11 @@ import openai
 import pytest
 import torch
 
+from flockllm.host.api import Api
 from flockllm.host.loading import load
 from flockllm.host.serve import Settings, Site
 from flockllm.host.sources import Hosted, from_task
+from flockllm.host.vllm import Remote
 from flockllm.task import Definition, Lora
 from flockllm.train.base import tensor_list
 
@@ -47,7 +49,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def site(loaded):
     """A server with a key, without a page."""
-    with Site(loaded, Settings(port=0, page=False, keys=[KEY, "ada:secret"])) as site:
+    with Site(Api.start(loaded), Settings(port=0, page=False, keys=[KEY, "ada:secret"])) as site:
         yield site
 
 
@@ -173,7 +175,7 @@ def test_people_come_in_with_name_and_password(site):
 
 def test_guessing_keys_has_to_wait(loaded):
     """After a few wrong keys an address waits, even with the right one."""
-    with Site(loaded, Settings(port=0, page=False, keys=[KEY])) as site:
+    with Site(Api.start(loaded), Settings(port=0, page=False, keys=[KEY])) as site:
         codes = []
         for _ in range(6):
             answer = httpx.get(f"{site.url}/v1/models", headers={"Authorization": "Bearer no"})
@@ -278,7 +280,7 @@ def test_too_large_a_request_is_refused(site):
 
 def test_a_page_elsewhere_cannot_reach_a_server_without_key(loaded):
     """A name that its owner points at 127.0.0.1 (DNS rebinding) is not ours."""
-    with Site(loaded, Settings(port=0, page=False)) as site:
+    with Site(Api.start(loaded), Settings(port=0, page=False)) as site:
         there = httpx.get(f"{site.url}/v1/models", headers={"Host": "evil.example"})
         here = httpx.get(f"{site.url}/v1/models")
 
@@ -288,9 +290,8 @@ def test_a_page_elsewhere_cannot_reach_a_server_without_key(loaded):
 
 def test_a_busy_server_says_when_to_come_back(loaded):
     """429 with Retry-After, and OpenAI's client knows what it means."""
-    settings = Settings(port=0, page=False, max_rows=1, max_waiting=1)
     with (
-        Site(loaded, settings) as site,
+        Site(Api.start(loaded, max_rows=1, max_waiting=1), Settings(port=0, page=False)) as site,
         openai.OpenAI(base_url=f"{site.url}/v1", api_key="-", max_retries=0) as client,
     ):
         long = {"stream": True, "max_tokens": 900, "temperature": 2.0, "seed": 1}
@@ -313,13 +314,30 @@ def test_a_client_that_leaves_stops_its_answer(loaded, stream):
         async with httpx.AsyncClient() as client:
             request = client.build_request("POST", url, json=body | {"stream": stream, "seed": 1})
             task = asyncio.create_task(client.send(request, stream=True))
-            while not site.engine.running:
+            while not site.service.engine.running:
                 await asyncio.sleep(0.01)
             task.cancel()
 
-    with Site(loaded, Settings(port=0, page=False)) as site:
+    with Site(Api.start(loaded), Settings(port=0, page=False)) as site:
         asyncio.run(leave(f"{site.url}/v1/chat/completions"))
-        wait_for(lambda: not site.engine.running)
+        wait_for(lambda: not site.service.engine.running)
+
+
+def test_a_server_elsewhere_is_served_as_ours(loaded, site):
+    """As with vLLM: requests and streams pass through our gate to another server and back."""
+    models = list(loaded.models.values())
+    remote = Remote(site.url, KEY, models)
+    with (
+        Site(remote, Settings(port=0, page=False, keys=["other"])) as front,
+        openai.OpenAI(base_url=f"{front.url}/v1", api_key="other", max_retries=0) as client,
+    ):
+        answer = ask(client, "tuned").choices[0].message.content
+        chunks = list(ask(client, "tuned", stream=True))
+        with pytest.raises(openai.NotFoundError):
+            ask(client, "gpt-4")
+        assert httpx.get(f"{front.url}/v1/models").status_code == 401
+
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer
 
 
 def test_eight_at_once_get_the_answers_of_one(site):

@@ -101,6 +101,13 @@ def where_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--page/--no-page", default=True, help="The page too, or the API alone."),
         click.option("--examples", metavar="FILE", help="Data whose instructions the page offers."),
         click.option(
+            "--engine",
+            type=click.Choice(["own", "vllm"]),
+            default="own",
+            show_default=True,
+            help="vllm: where a GPU and vLLM are there.",
+        ),
+        click.option(
             "--max-rows", default=16, show_default=True, help="Answers computed together."
         ),
         click.option("--max-waiting", default=64, show_default=True, help="Answers that may wait."),
@@ -144,6 +151,7 @@ def host(
     share: bool,
     page: bool,
     examples: str | None,
+    engine: str,
     max_rows: int,
     max_waiting: int,
     verbose: bool,
@@ -151,8 +159,10 @@ def host(
 ) -> None:
     """Serve a base model and its adapters: an OpenAI-compatible API, and a page to compare them."""
     set_up_logging(verbose=verbose, log_json=log_json)
+    from flockllm.host.api import Api
     from flockllm.host.loading import load
-    from flockllm.host.serve import LOOPBACK, Settings, Site
+    from flockllm.host.serve import LOOPBACK, Service, Settings, Site
+    from flockllm.host.vllm import Vllm
 
     settings = Settings(
         address=address,
@@ -160,8 +170,6 @@ def host(
         keys=_keys(auth, public=share or address not in LOOPBACK),
         page=page,
         examples=_examples(examples),
-        max_rows=max_rows,
-        max_waiting=max_waiting,
     )
     base: Base | None = None
     if task:
@@ -170,16 +178,15 @@ def host(
         hosted = _of_files(base_model, adapters, lora_weights_path, lora_config_path)
     if prompt_template:
         hosted = hosted.with_template(prompt_template)
-    loaded = load(
-        hosted,
-        base=base,
-        load_8bit=load_8bit,
-        load_4bit=load_4bit,
-        device=device,
-        context=context,
-    )
-    site = Site(loaded, settings)
-    click.echo(f"Models  {', '.join(loaded.models)}")
+    bits: dict[str, Any] = {"load_8bit": load_8bit, "load_4bit": load_4bit, "context": context}
+    service: Service
+    if engine == "vllm":
+        service = Vllm(hosted, **bits)
+    else:
+        loaded = load(hosted, base=base, device=device, **bits)
+        service = Api.start(loaded, max_rows=max_rows, max_waiting=max_waiting)
+    site = Site(service, settings)
+    click.echo(f"Models  {', '.join(model.name for model in service.models)}")
     click.echo(f"API     {site.url}/v1")
     if page:
         click.echo(f"Page    {site.url}")

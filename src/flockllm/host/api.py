@@ -4,10 +4,10 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -38,6 +38,32 @@ class Api:
     engine: Engine
     started: int
 
+    @classmethod
+    def start(cls, loaded: Loaded, *, max_rows: int = 16, max_waiting: int = 64) -> Self:
+        """The API with an engine of its own; the arguments are `Engine`'s."""
+        engine = Engine(
+            loaded.model,
+            loaded.switch,
+            loaded.tokenizer,
+            loaded.ends,
+            max_rows=max_rows,
+            max_waiting=max_waiting,
+        )
+        return cls(loaded, engine, int(time.time()))
+
+    @property
+    def models(self) -> Sequence[Model]:
+        """What can be asked; the base model first."""
+        return list(self.loaded.models.values())
+
+    def close(self) -> None:
+        """Ends all answers."""
+        self.engine.close()
+
+    def join(self) -> None:
+        """Waits until nothing runs any more."""
+        self.engine.join()
+
     def routes(self) -> list[Route]:
         """What a Starlette application mounts."""
         return [
@@ -61,7 +87,7 @@ class Api:
 
     async def list_models(self, _: HttpRequest) -> Response:
         """The base model and each adapter."""
-        models = [self._model(model) for model in self.loaded.models.values()]
+        models = [self._model(model) for model in self.models]
         return JSONResponse({"object": "list", "data": models})
 
     async def show_model(self, request: HttpRequest) -> Response:

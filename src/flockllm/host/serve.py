@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Thread
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,10 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from flockllm.errors import InvalidConfig
-from flockllm.host.api import Api
-from flockllm.host.engine import Engine
 from flockllm.host.gate import Gate, Keys
-from flockllm.host.loading import Loaded
+from flockllm.host.loading import Model
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +38,30 @@ class Settings:
     """`KEY` or `NAME:PASSWORD`; without any, everybody who reaches the address may come in."""
     max_bytes: int = 1 << 20
     """Size of a request."""
-    max_rows: int = 16
-    max_waiting: int = 64
     page: bool = True
     examples: Sequence[tuple[str, str]] = ()
     """(instruction, input) to begin with."""
+
+
+class Service(Protocol):
+    """What answers under /v1: our own engine (`api.Api`), or vLLM (`vllm.Vllm`)."""
+
+    @property
+    def models(self) -> Sequence[Model]:
+        """What can be asked; the base model first."""
+        ...
+
+    def routes(self) -> list[Route]:
+        """Everything under /v1."""
+        ...
+
+    def close(self) -> None:
+        """Ends all answers at once; called from a signal handler."""
+        ...
+
+    def join(self) -> None:
+        """Waits until nothing runs any more."""
+        ...
 
 
 class Site:
@@ -56,27 +73,19 @@ class Site:
         InvalidConfig: the address cannot be had.
     """
 
-    def __init__(self, loaded: Loaded, settings: Settings) -> None:
+    def __init__(self, service: Service, settings: Settings) -> None:
         self._socket = _listen(settings.address, settings.port)
         self.address, self.port = settings.address, self._socket.getsockname()[1]
-        self.engine = Engine(
-            loaded.model,
-            loaded.switch,
-            loaded.tokenizer,
-            loaded.ends,
-            max_rows=settings.max_rows,
-            max_waiting=settings.max_waiting,
-        )
+        self.service = service
         own = secrets.token_urlsafe(32)
-        api = Api(loaded, self.engine, int(time.time()))
         app = Starlette(
-            routes=[Route("/health", _health), *api.routes()],
+            routes=[Route("/health", _health), *service.routes()],
             middleware=_middleware(settings, own),
         )
         if settings.page:
             from flockllm.host.page import mount
 
-            mount(app, f"{self.url}/v1", own, list(loaded.models.values()), settings.examples)
+            mount(app, f"{self.url}/v1", own, service.models, settings.examples)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -84,7 +93,7 @@ class Site:
             timeout_graceful_shutdown=1,
             limit_concurrency=1000,
         )
-        self._server = _Server(config, self.engine.close)
+        self._server = _Server(config, self.service.close)
 
     @property
     def url(self) -> str:
@@ -111,7 +120,7 @@ class Site:
         try:
             self._server.run(sockets=[self._socket])
         finally:
-            self.engine.close()
+            self.service.close()
             self._socket.close()
 
     def __enter__(self) -> Self:
@@ -122,10 +131,10 @@ class Site:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.engine.close()
+        self.service.close()
         self._server.should_exit = True
         self._thread.join()
-        self.engine.join()
+        self.service.join()
 
 
 class _Server(uvicorn.Server):

@@ -93,7 +93,9 @@ def from_legacy(weights: Path, config_folder: Path, name: str = "") -> Tuned:
     """
     config = _read_config(config_folder)
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what may come; what does come is an error below
+            state = torch.load(weights, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(f"adapter {weights}: there is no such file") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
