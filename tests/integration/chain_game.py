@@ -182,22 +182,22 @@ class Game:
     def play(self, until=lambda state: False):
         """Lets all play until the task is over, or `until` says so after any step."""
         for _ in range(500):
-            actions = []
+            before, actions = self.state(), []
             for player in self.players:
                 actions.append(player.step())
                 if until(self.state()):
                     return
             if all(isinstance(action, Stop) for action in actions):
                 return
-            if all(isinstance(action, Wait) for action in actions):
-                self.wait()
+            if all(isinstance(a, Wait) for a in actions) and before == self.state():
+                self.wait(min((a.until for a in actions if a.until), default=0))
         raise AssertionError(f"it never ended: {self.state()}")
 
-    def wait(self):
-        """Nobody does anything before the deadline: it comes at once. Else for a block."""
-        head, state = self.connection.head(), self.state()
-        if state.deadline > head.timestamp:
-            self.connection.call("evm_increaseTime", state.deadline - head.timestamp)
+    def wait(self, until):
+        """Nobody does anything before `until`: it comes at once. Else for a block."""
+        now = self.connection.head().timestamp
+        if until > now:
+            self.connection.call("evm_increaseTime", until - now)
             self.connection.call("evm_mine")
         else:
             self.connection.heads(1)
