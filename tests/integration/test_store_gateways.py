@@ -247,3 +247,18 @@ def test_a_gateway_without_cars_is_asked_for_blocks(tmp_path):
     with Server(DATA, fault=raw_only) as server:
         assert store_of(tmp_path, server).get(DIGEST, SIZE, SIZE) == DATA
         assert server.asked.count("raw") == 6
+
+
+@pytest.mark.slow
+def test_a_file_of_more_than_a_gibibyte_is_a_deeper_tree(tmp_path):
+    """Two levels of nodes, most leaves alike; then the same with its last leaf altered."""
+    data = bytes(1024 * MIB) + b"the end"
+    digest, size = digest_of(data), len(data)
+    with Server(data) as server:
+        assert store_of(tmp_path, server, patience=30).get(digest, size, size) == data
+        assert server.sent < 3 * MIB
+
+        server.blocks[digest_of(b"the end")] = b"the And"
+        (tmp_path / "store" / cid_of(digest, size)).unlink()
+        with pytest.raises(StoreError, match="another block"):
+            store_of(tmp_path, server, patience=30).get(digest, size, size, seconds=60)
