@@ -28,7 +28,8 @@ ANVIL = "@foundry-rs/anvil@1.7.1"
 
 CHAIN_ID = 31_337
 
-ACCOUNTS = "accounts.json"
+ACCOUNTS, STATE, LOCK = "accounts.json", "state.json", "lock"
+"""Files in a devnet's folder."""
 
 HISTORY = 512
 """States kept for looks into the past and reorganisations; older ones would fill the memory."""
@@ -78,7 +79,7 @@ class Devnet:
             *_die_with_parent(),
             str(anvil),
             "--quiet",
-            *("--state", str(folder / "state.json")),
+            *("--state", str(folder / STATE)),
             *("--config-out", str(folder / ACCOUNTS)),
             *("--chain-id", str(CHAIN_ID)),
             *("--accounts", str(accounts)),
@@ -147,9 +148,37 @@ def _die_with_parent() -> list[str]:
     return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
 
+@contextmanager
+def kept_chain(folder: Path) -> Iterator[Devnet]:
+    """A chain as its devnet left it, served from a copy: looking at it changes nothing.
+
+    Raises:
+        ChainError: the folder holds no chain's state.
+    """
+    state = folder / STATE
+    if not state.exists():
+        raise ChainError(f"{folder} holds no state of a chain that has ended")
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copy(state, copy)
+        with Devnet.start(Path(copy), block_time=3_600, accounts=1) as devnet:
+            yield devnet
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a devnet runs in the folder."""
+    if not (folder / LOCK).exists():
+        return False
+    with (folder / LOCK).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def _occupy(folder: Path) -> IO[str]:
     """Locks the folder, waiting a moment for a chain that is just writing its state."""
-    lock = (folder / "lock").open("w")
+    lock = (folder / LOCK).open("w")
     for _ in range(50):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,6 +33,10 @@ VERBS = {
         "flockllm.cli.adapter:adapter",
         "Get the global adapter of a task, verified, in PEFT's format.",
     ),
+    "audit": (
+        "flockllm.cli.audit:audit",
+        "Compute a task again from chain and store, and see whether it was as the chain says.",
+    ),
     "host": (
         "flockllm.cli.host:host",
         "Serve base model and adapter: a page to compare them, and an OpenAI-compatible API.",
@@ -43,6 +47,7 @@ VERBS = {
         "flockllm.cli.money:withdraw",
         "Take out what is left of the pool of your finished task.",
     ),
+    "deploy": ("flockllm.cli.deploy:deploy", "Put the contracts on a chain, for others to use."),
 }
 """Where each verb lives and what it does, in the order in which one needs them."""
 
