@@ -1,6 +1,5 @@
 """Training, scoring and generating on tiny random models, where every number can be checked."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -22,10 +21,12 @@ from transformers import (
 )
 
 from flockllm.data import Record
+from flockllm.errors import ModelError
 from flockllm.task import Lora, Training
 from flockllm.train.base import Base, tensor_list
+from flockllm.train.cpu import Dropout, LoraProduct
 from flockllm.train.data import tokenize
-from flockllm.train.loop import Trainer
+from flockllm.train.loop import Trainer, learning_rate
 from flockllm.train.loss import packed_attention_on, packed_loss, padded_loss
 from flockllm.train.packing import micro_batches, pack
 
@@ -99,7 +100,14 @@ def trainer(base, tokenizer):
 
 
 NEOX = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
-GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 512,
+    **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+}
 OPT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -147,7 +155,9 @@ def test_packed_gradients_are_the_padded_ones(tokenizer, name, loss_on, share):
         with packed_attention_on(model):
             return packed_loss(model, pack(examples, share=share))
 
+    base.peft.eval()  # PEFT's and PyTorch's own operations
     wanted, wanted_gradients = gradients(base, lora, adapter, lambda m: padded_loss(m, examples))
+    base.peft.train()  # ours
     found, found_gradients = gradients(base, lora, adapter, packed)
 
     # Norms and rotations compute in float32 inside these models, whatever the dtype.
@@ -249,6 +259,132 @@ def test_scoring_is_exactly_repeatable(trainer):
     assert trainer.loss(current) == first
     assert moved == trainer.loss({n: t + delta[n] for n, t in current.items()})
     assert moved != first != back
+
+
+def test_low_precision_gradients_point_the_same_way(tokenizer):
+    """Multiplying frozen weights in bfloat16 turns the gradient by less than 2 degrees."""
+    examples = tokenize(RECORDS, tokenizer)
+    directions = {}
+    for low in (False, True):
+        base = Base(model_of(LlamaConfig(**SMALL)), tokenizer, low_precision=low)
+        base.adapt(LORA).train()
+        adapter = adapter_of({n: p.shape for n, p in base.parameters.items()})
+        with packed_attention_on(base.model):
+            _, found = gradients(base, LORA, adapter, lambda m: packed_loss(m, pack(examples)))
+        directions[low] = torch.cat([g.flatten() for g in found.values()])
+
+    assert not torch.equal(directions[False], directions[True])
+    assert torch.cosine_similarity(directions[False], directions[True], dim=0) > 0.9994
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    """The right share of numbers is zero, the rest scaled up, layers of one input agree."""
+    dropout = Dropout(0.2)
+    x = torch.ones(1, 500, 200)
+
+    dropped, mask = dropout(x)
+    same, _ = dropout(x)
+    other, _ = dropout(torch.ones(1, 500, 200))
+
+    assert torch.equal(dropped, mask)
+    assert torch.equal(dropped, same)
+    assert not torch.equal(dropped, other)
+    assert (dropped == 0).double().mean() == pytest.approx(0.2, abs=0.005)
+    assert dropped.double().mean() == pytest.approx(1, abs=0.01)
+    assert Dropout(0.0)(x)[1] is None
+
+
+def test_dropout_reaches_the_gradients(tokenizer):
+    """With dropout, gradients are those of PEFT's formula with the same mask."""
+    torch.manual_seed(0)
+    base, low, high = (torch.randn(n, m, dtype=torch.float64) for n, m in ((6, 8), (3, 8), (6, 3)))
+    x = torch.randn(1, 5, 8, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (x, low, high)]
+    dropped, mask = Dropout(0.5)(x)
+    outer = torch.randn(1, 5, 6, dtype=torch.float64)
+
+    plain = x @ base.T + 0.7 * (x * mask) @ low.T @ high.T
+    ours = LoraProduct.apply(x, base, None, low, high, 0.7, dropped, mask)
+
+    torch.testing.assert_close(ours, plain)
+    wanted = torch.autograd.grad(plain, inputs, outer)
+    torch.testing.assert_close(torch.autograd.grad(ours, inputs, outer), wanted)
+
+
+def test_proximal_term_holds_the_adapter_back(trainer):
+    """The larger μ, the closer the trained adapter stays to the start."""
+    start = adapter_of(tensor_list(trainer.base.model.config, LORA))
+
+    def distance(proximal):
+        trained = trainer.train(start, seed=0, proximal=proximal)
+        return sum(float(((trained[n] - start[n]) ** 2).sum()) for n in start)
+
+    free, held = distance(0.0), distance(100.0)
+
+    assert held < free
+
+
+def test_learning_rate_follows_the_recipe():
+    """A linear rise, then the schedule, down to just above zero at the last step."""
+    rates = {
+        schedule: [
+            learning_rate(Training(lr=1.0, warmup=0.2, schedule=schedule), step, 10)
+            for step in range(10)
+        ]
+        for schedule in ("constant", "linear", "cosine")
+    }
+
+    assert all(rate[:3] == [0.5, 1.0, 1.0] for rate in rates.values())
+    assert rates["constant"][-1] == 1
+    assert rates["linear"][6:] == pytest.approx([0.5, 0.375, 0.25, 0.125])
+    assert rates["cosine"][6] == pytest.approx(0.5)
+    assert 0 < rates["cosine"][-1] < rates["linear"][-1]
+
+
+def test_an_adapter_of_another_shape_is_refused(trainer):
+    """Tensors that do not fit are an error, never broadcast."""
+    wrong = adapter_of(tensor_list(trainer.base.model.config, Lora(rank=8)))
+
+    with pytest.raises(ModelError, match="not the ones"):
+        trainer.loss(wrong)
+
+
+def test_nothing_to_learn_says_so(base, tokenizer):
+    """Records whose prompt fills the cutoff leave nothing to train or score on."""
+    examples = tokenize(RECORDS, tokenizer, cutoff=16)
+    trainer = Trainer(base, LORA, Training(), examples, examples)
+    start = adapter_of(tensor_list(base.model.config, LORA))
+
+    with pytest.raises(ModelError, match="nothing to train on"):
+        trainer.train(start, seed=0)
+    with pytest.raises(ModelError, match="nothing to score on"):
+        trainer.loss(start)
+
+
+def test_a_learning_rate_that_breaks_training_says_so(base, tokenizer):
+    """When the loss is no longer a number, the message names what to lower."""
+    examples = tokenize(RECORDS, tokenizer)
+    trainer = Trainer(base, LORA, Training(batch=4, lr=9.9), examples, examples)
+    start = adapter_of(tensor_list(base.model.config, LORA))
+    start = {n: t * 1e30 for n, t in start.items()}
+
+    with pytest.raises(ModelError, match=r"lower training\.lr"):
+        trainer.train(start, seed=0)
+
+
+def test_trainers_with_other_shapes_take_turns_on_one_base(base, tokenizer):
+    """A second LoRA shape on the same base does not disturb the first."""
+    examples = tokenize(RECORDS, tokenizer)
+    first = Trainer(base, LORA, Training(batch=8), examples[:16], examples[16:])
+    start = adapter_of(tensor_list(base.model.config, LORA))
+    before = first.loss(start)
+
+    wide = Lora(rank=8, targets=("q_proj",))
+    Trainer(base, wide, Training(batch=8), examples[:16], examples[16:]).train(
+        adapter_of(tensor_list(base.model.config, wide)), seed=0
+    )
+
+    assert first.loss(start) == before
 
 
 def test_tensor_list_is_what_peft_writes(base, tmp_path):

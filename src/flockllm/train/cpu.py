@@ -29,7 +29,7 @@ def speed_up(model: nn.Module, dropout: float, low_precision: bool) -> None:
         dropout: of the LoRA layers.
         low_precision: whether products with frozen float32 weights are computed in bfloat16.
     """
-    done = {model.get_output_embeddings()}  # type: ignore[operator]
+    done = {model.get_output_embeddings()}  # type: ignore[operator]  # its logits stay exact
     for parent in list(model.modules()):
         drop = Dropout(dropout)  # one for the layers of an attention block
         for layer in parent.children():
@@ -37,8 +37,10 @@ def speed_up(model: nn.Module, dropout: float, low_precision: bool) -> None:
                 layer.forward = _lora_forward(layer, drop, low_precision)  # type: ignore[method-assign]
                 done.add(layer.base_layer)
     for layer in model.modules():
-        if type(layer) is nn.Linear and layer not in done and not layer.weight.requires_grad:
-            layer.forward = _linear_forward(layer, low_precision)  # type: ignore[assignment, method-assign]
+        if type(layer) is not nn.Linear or layer in done or layer.weight.requires_grad:
+            continue
+        if "forward" not in vars(layer):
+            layer.forward = _linear_forward(layer, low_precision)  # type: ignore[method-assign,assignment]
 
 
 def has_bfloat16() -> bool:
@@ -72,20 +74,22 @@ class Dropout:
         return self._result
 
 
-class _Frozen(torch.autograd.Function):
+class FrozenProduct(torch.autograd.Function):
     """`W x + b` for frozen W, in W's type."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(…, in) → (…, out)."""
         ctx.weight = weight
         return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        """Only `x` gets a gradient."""
         return _gradient(outer[0], ctx.weight), None, None
 
 
-class _Lora(torch.autograd.Function):
+class LoraProduct(torch.autograd.Function):
     """`W x + b + s · B A d` for frozen W, where d is x after dropout."""
 
     @staticmethod
@@ -100,6 +104,7 @@ class _Lora(torch.autograd.Function):
         dropped: Tensor,  # (1, T, in)
         mask: Tensor | None,
     ) -> Tensor:
+        """(1, T, in) → (1, T, out)."""
         inner = dropped.flatten(0, -2) @ a.T  # (T, r)
         out = _product(x, weight, bias)
         out.view(-1, out.shape[-1]).addmm_(inner, b.T, alpha=scale)
@@ -109,6 +114,7 @@ class _Lora(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        """`x`, A and B get gradients."""
         a, b, inner, dropped, mask = ctx.saved_tensors
         g = outer[0].flatten(0, -2)  # (T, out)
         gb = ctx.scale * (g @ b)  # (T, r)
@@ -132,7 +138,7 @@ def _lora_forward(layer: Any, drop: Dropout, low_precision: bool) -> Callable[..
         if not usual or args or kwargs or x.dtype != a.dtype:
             return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
         weight = _weight(base, low_precision)
-        out: Tensor = _Lora.apply(  # type: ignore[no-untyped-call]
+        out: Tensor = LoraProduct.apply(  # type: ignore[no-untyped-call]
             x, weight, base.bias, a, b, layer.scaling[name], *drop(x)
         )
         return out
@@ -147,7 +153,7 @@ def _linear_forward(layer: nn.Linear, low_precision: bool) -> Callable[[Tensor],
         if not layer.training or x.dtype != layer.weight.dtype:
             return plain(x)
         weight = _weight(layer, low_precision)
-        out: Tensor = _Frozen.apply(x, weight, layer.bias)  # type: ignore[no-untyped-call]
+        out: Tensor = FrozenProduct.apply(x, weight, layer.bias)  # type: ignore[no-untyped-call]
         return out
 
     return forward

@@ -102,14 +102,15 @@ def pack(
             targets.append(example.tokens[example.start :])
             at += len(own)
 
-    pairs = np.stack([np.concatenate(places), np.concatenate(targets)])
-    pairs, counts = np.unique(pairs, axis=1, return_counts=True)
+    # Predictions within a prefix are made once, with the number of sequences as weight.
+    pairs = np.concatenate(places) << 32 | np.concatenate(targets)
+    pairs, counts = np.unique(pairs, return_counts=True)
     return Row(
         torch.from_numpy(np.concatenate(tokens)).long()[None].to(device),
         torch.from_numpy(np.concatenate(positions))[None].to(device),
         Layout(tuple(segments)),
-        torch.from_numpy(pairs[0]).to(device),
-        torch.from_numpy(pairs[1]).to(device),
+        torch.from_numpy(pairs >> 32).to(device),
+        torch.from_numpy(pairs & 0xFFFFFFFF).to(device),
         torch.from_numpy(counts).to(device),
     )
 
@@ -120,10 +121,12 @@ def micro_batches(examples: Sequence[Example], budget: int) -> Iterator[list[Exa
     A longer example goes alone. Without padding a group has fewer tokens; the bound holds.
     """
     group: list[Example] = []
+    longest = 0
     for example in sorted(examples, key=lambda e: (e.form, len(e.tokens))):
-        if group and (len(group) + 1) * len(example.tokens) > budget:
+        longest = max(longest, len(example.tokens))
+        if group and (len(group) + 1) * longest > budget:
             yield group
-            group = []
+            group, longest = [], len(example.tokens)
         group.append(example)
     if group:
         yield group
