@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from flockllm.errors import ModelError
 from flockllm.task import PACKAGED_BASE, Lora
@@ -123,6 +124,7 @@ def load_base(
         ModelError: with what to do about it.
     """
     source = locate(ref)
+    disable_progress_bar()  # it would write into the middle of the log
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -136,8 +138,8 @@ def load_base(
     if device != "cpu":
         options["device_map"] = device if device == "balanced" else {"": device}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=options["revision"])
         model = AutoModelForCausalLM.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=options["revision"])
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
         raise ModelError(_advice(ref, e)) from e
     return Base(model.eval().requires_grad_(False), tokenizer)
@@ -231,7 +233,7 @@ def _quantization(load_8bit: bool, load_4bit: bool) -> Any:
 def _advice(ref: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     text = str(error)
-    if "does not recognize this architecture" in text or "Unrecognized" in text:
+    if "does not recognize this architecture" in text:
         what = "this version of transformers does not know its architecture; upgrade transformers"
     elif Path(ref).expanduser().is_dir():
         what = "the folder needs config.json, model.safetensors and tokenizer.json"
