@@ -120,6 +120,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.blocks: dict[bytes, bytes] = {}
         self.pinned: set[str] = set()
+        self.authorization: str | None = None
+        """The header that the RPC asks for."""
         self.renames = False
         """Whether an import is answered with another root."""
         self.fault = fault
@@ -185,6 +187,8 @@ class Handler(BaseHTTPRequestHandler):
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         cid = query.get("arg", "")
         body = self._body()
+        if self.server.authorization not in (None, self.headers["Authorization"]):
+            return self._reply(401, b"who are you?")
         match url.path.removeprefix("/api/v0/"):
             case "block/get":
                 self._content("raw", cid)

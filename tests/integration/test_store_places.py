@@ -53,7 +53,9 @@ def location(request, running, tmp_path_factory):
         case "folder":
             return str(tmp_path_factory.mktemp("place"))
         case "rpc":
-            return f"ipfs://name:secret@{running.enter_context(Server()).address}"
+            server = running.enter_context(Server())
+            server.authorization = "Basic bmFtZTpzZWNyZXQ="
+            return f"ipfs://name:secret@{server.address}"
         case "s3":
             request.getfixturevalue("s3_server")
             return "s3://adapters/tasks/one"

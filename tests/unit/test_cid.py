@@ -5,12 +5,15 @@ import random
 
 import pytest
 from Crypto.Cipher import ChaCha20
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flockllm.errors import StoreError
 from flockllm.store.cid import cid_of, digest_of, parse_cid
 from flockllm.store.dag import DAG_PB, RAW, UNIXFS, Profile
+
+unhurried = settings(deadline=None)
+"""A busy machine is no failure."""
 
 MIB = 1 << 20
 
@@ -46,6 +49,7 @@ def naive_root(data: bytes, leaf: int, width: int) -> tuple[int, bytes]:
 profiles = st.builds(Profile, leaf=st.integers(1, 5), width=st.integers(2, 4))
 
 
+@unhurried
 @given(profile=profiles, size=st.integers(0, 400), seed=st.integers(0, 2**32))
 def test_the_tree_is_the_one_of_the_specification(profile, size, seed):
     """Whatever the size, the root equals that of an independent construction."""
@@ -57,6 +61,7 @@ def test_the_tree_is_the_one_of_the_specification(profile, size, seed):
     assert profile.total(size) == sum(len(block) for _, _, block in profile.blocks(data))
 
 
+@unhurried
 @given(profile=profiles, size=st.integers(0, 400))
 def test_a_node_says_its_size_and_its_children(profile, size):
     """What encoding writes, decoding reads: at the root, and all the way down to the data."""
@@ -76,6 +81,7 @@ def test_a_node_says_its_size_and_its_children(profile, size):
         assert profile.declared_size(block) == size
 
 
+@unhurried
 @given(
     size=st.integers(3, 60),
     at=st.integers(0, 400),
@@ -97,6 +103,7 @@ def test_an_edited_node_is_refused_or_differs_in_digests_only(size, at, cut, put
         assert profile.node(size, depth, digests) == edited
 
 
+@unhurried
 @given(st.binary(max_size=200))
 @example(b"\x12")
 @example(b"\x12\xff")

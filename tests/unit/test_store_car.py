@@ -4,12 +4,15 @@ import random
 from contextlib import suppress
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flockllm.errors import StoreError
 from flockllm.store.car import read_car, write_car
 from flockllm.store.dag import Profile, cid_bytes, varint
+
+unhurried = settings(deadline=None)
+"""A busy machine is no failure."""
 
 PROFILE = Profile(leaf=40, width=3)
 DATA = random.Random(0).randbytes(300)
@@ -18,6 +21,7 @@ CAR = b"".join(write_car(*BLOCKS[-1][:2], BLOCKS))
 RIGHT = {(digest, bytes(block)) for _, digest, block in BLOCKS}
 
 
+@unhurried
 @given(st.lists(st.integers(0, len(CAR)), max_size=20))
 def test_what_is_written_is_read_in_any_pieces(cuts):
     """Chunks of a network have nothing to do with blocks."""
@@ -28,6 +32,7 @@ def test_what_is_written_is_read_in_any_pieces(cuts):
     assert read == [(digest, bytes(block)) for _, digest, block in BLOCKS]
 
 
+@unhurried
 @given(st.integers(0, len(CAR)), st.integers(0, 60), st.binary(max_size=60))
 def test_any_edit_gives_right_blocks_or_an_error(at, cut, put):
     """Whatever comes out before the error is a block that is what its digest says."""
@@ -40,6 +45,7 @@ def test_any_edit_gives_right_blocks_or_an_error(at, cut, put):
     assert set(read) <= RIGHT
 
 
+@unhurried
 @given(st.binary(max_size=300))
 def test_what_is_no_car_gives_no_block(data):
     """Noise ends in an error or in nothing."""
