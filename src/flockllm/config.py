@@ -44,6 +44,10 @@ class Network:
     """Read-only IPFS gateways, tried in turn after the store."""
     password_file: str = ""
     """For test networks; elsewhere FLOCKLLM_PASSWORD_FILE or the prompt."""
+    confirmations: int = 1
+    """Blocks after which a transaction counts; more where the chain reorganises."""
+    max_fee_gwei: int = 0
+    """The most to pay per gas; 0 for no limit."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -62,7 +66,7 @@ class Network:
                 raise InvalidConfig(f"{path}: unknown key {key}; known are {', '.join(known)}")
             if key == "gateways":
                 raw[key] = tuple(value)
-            elif not isinstance(value, int if key == "chain_id" else str):
+            elif not isinstance(value, int if known[key] is int else str):
                 raise InvalidConfig(f"{path}: {key} must be {known[key]}, got {value!r}")
         for key in ("rpc", "store"):
             if key not in raw:

@@ -64,9 +64,23 @@ def open_content(network: Network) -> Store:
     return open_store(network.store)
 
 
-def open_task(connection: Connection, address: str, key: Key | None = None) -> Task:
-    """A task's contract; with a key, one can act on it."""
-    return Task(connection, address, Sender(connection, key, sent_folder()) if key else None)
+def open_task(
+    connection: Connection, address: str, key: Key | None = None, network: Network | None = None
+) -> Task:
+    """A task's contract; with a key, one can act on it as the network's file says."""
+    return Task(connection, address, open_sender(connection, key, network) if key else None)
+
+
+def open_sender(connection: Connection, key: Key, network: Network | None = None) -> Sender:
+    """Who signs for a key, as patient and as generous as the network's file says."""
+    limit = network.max_fee_gwei * 10**9 if network else 0
+    return Sender(
+        connection,
+        key,
+        sent_folder(),
+        confirmations=network.confirmations if network else 1,
+        max_fee_per_gas=limit or None,
+    )
 
 
 def new_task(connection: Connection, network: Network, key: Key, file: TaskFile) -> tuple[str, str]:
@@ -83,7 +97,7 @@ def new_task(connection: Connection, network: Network, key: Key, file: TaskFile)
     definition = complete(file.definition)
     store = open_content(network)
     spec, adapter = store.put(definition.to_bytes()), store.put(first_adapter(definition))
-    sender = Sender(connection, key, sent_folder())
+    sender = open_sender(connection, key, network)
     address = create_task(
         sender, network.factory, file.terms, network.token, spec, adapter, file.pool
     )
@@ -231,7 +245,7 @@ def participate(
     key = open_key(part.key, part.network)
     with ExitStack() as stack:
         connection = stack.enter_context(open_connection(part.network))
-        task = open_task(connection, part.task, key)
+        task = open_task(connection, part.task, key, part.network)
         journal = Journal(state_folder(task.chain_id, task.address, key.address))
         stack.enter_context(journal)
         store = open_content(part.network)

@@ -129,9 +129,10 @@ def test_a_dry_run_tells_the_price_and_sends_nothing(deployer, tmp_path):
 def test_a_deployment_can_be_used_by_its_network_file(deployer, tmp_path):
     """The file names a factory and a token that are there."""
     _, arguments = deployer
-    done = run(*arguments, "--yes", "--confirmations", 2)
+    done = run(*arguments, "--yes", "--confirmations", 2, "--max-fee", 50)
     assert done.exit_code == 0, done.output
     network = Network.read(tmp_path / "network.toml")
+    assert (network.confirmations, network.max_fee_gwei) == (2, 50)
     with Connection(network.rpc) as connection:
         assert tasks(connection, network.factory) == []
         assert Token(connection, network.token).symbol == "FLO"

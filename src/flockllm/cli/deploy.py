@@ -1,5 +1,6 @@
 """`flockllm deploy`: put the contracts on a chain."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,12 @@ GWEI = 10**9
     show_default=True,
     help="Network file to write, for --network.",
 )
-@click.option("--max-fee", type=float, metavar="GWEI", help="The most to pay per gas.")
+@click.option(
+    "--max-fee",
+    type=click.IntRange(1),
+    metavar="GWEI",
+    help="The most to pay per gas, now and later.",
+)
 @click.option(
     "--confirmations",
     type=click.IntRange(1),
@@ -51,7 +57,7 @@ def deploy(
     test_token: bool,
     store: str,
     out: Path,
-    max_fee: float | None,
+    max_fee: int | None,
     confirmations: int,
     dry_run: bool,
     yes: bool,
@@ -69,9 +75,9 @@ def deploy(
     from flockllm.chain.deploy import deploy_factory, deploy_token, estimate
     from flockllm.chain.keys import find_password, key_address, load_key
     from flockllm.chain.rpc import connect
-    from flockllm.chain.sender import Sender
     from flockllm.chain.token import Token
-    from flockllm.config import Network, sent_folder
+    from flockllm.config import Network
+    from flockllm.wiring import open_sender
 
     who = key_address(key_path)
     with connect(rpc, chain_id) as connection:
@@ -82,20 +88,18 @@ def deploy(
             return
         if not yes:
             click.confirm("Deploy?", abort=True)
-        sender = Sender(
-            connection,
-            load_key(key_path, find_password),
-            sent_folder(),
-            confirmations=confirmations,
-            max_fee_per_gas=None if max_fee is None else int(max_fee * GWEI),
-        )
-        factory = deploy_factory(sender)
-        address = token or deploy_token(sender).address
         network = Network(
-            rpc=rpc, store=store, chain_id=connection.chain_id, factory=factory, token=address
+            rpc=rpc,
+            store=store,
+            chain_id=connection.chain_id,
+            confirmations=confirmations,
+            max_fee_gwei=max_fee or 0,
         )
-        network.write(out)
-    click.echo(f"factory  {factory}\ntoken    {address}\nnetwork  {out}")
+        sender = open_sender(connection, load_key(key_path, find_password), network)
+        factory = deploy_factory(sender)
+        token = token or deploy_token(sender).address
+        replace(network, factory=factory, token=token).write(out)
+    click.echo(f"factory  {factory}\ntoken    {token}\nnetwork  {out}")
 
 
 def _shown(cost: "Cost", who: str, chain_id: int, symbol: str) -> str:

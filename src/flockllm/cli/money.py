@@ -25,7 +25,7 @@ def _acting(network: str, task: str, key_path: Path) -> "Iterator[tuple[Task, st
     found = find_network(network)
     key = open_key(key_path, found)
     with open_connection(found) as connection:
-        yield open_task(connection, task, key), key.address
+        yield open_task(connection, task, key, found), key.address
 
 
 @click.command()
