@@ -57,13 +57,11 @@ def measure(proposers: int, voters: int, crowd: int) -> Gas:
     boa.env.evm.patch.prev_hashes = [bytes([i]) * 32 for i in range(256)]
     play = Play(terms, people=0)
     meter = Meter(play)
-    for i in range(max(crowd, terms.committee)):
-        who = boa.env.generate_address(f"member {i}")
+    people = [boa.env.generate_address(f"member {i}") for i in range(max(crowd, terms.committee))]
+    _enrol(play, people[:-2])
+    for who in people[-2:]:
         play.give(who, terms.bond)
-        if i < 2 or i % 1_000 == 999:
-            meter.call("register", terms.bond, sender=who)
-        else:
-            play.task.register(terms.bond, sender=who)
+        meter.call("register", terms.bond, sender=who)
     seats = full_round(meter)
     for seat in seats:
         label = "settle voter" if seat.voter else "settle proposer"
@@ -130,20 +128,42 @@ def _come_back(meter: Meter, who: str) -> None:
     if me.stake < meter.play.terms.bond:
         missing = meter.play.terms.bond - me.stake
         meter.play.give(who, missing)
-        meter.call("top_up", missing, sender=who)
+        meter.play.task.top_up(missing, sender=who)
     if me.missed == 3:
         meter.call("reactivate", sender=who)
 
 
 def _about_to_retire(play: Play, who: str) -> None:
-    """Writes two no-shows into a participant's standing, which takes minutes to play."""
-    layout = play.task.compiler_data.storage_layout["storage_layout"]
-    slot = int.from_bytes(
-        keccak(rounds.word(layout["_standings"]["slot"]) + rounds.word(int(who, 16)))
-    )
+    """Writes two no-shows into a participant's standing, bits 8 to 15: playing takes minutes."""
+    slot = _slot(play, "_standings", who)
     standing = boa.env.get_storage(play.task.address, slot) & ~(255 << 8)
     boa.env.set_storage(play.task.address, slot, standing | 2 << 8)
     assert play.view(who).me.missed == 2
+
+
+def _enrol(play: Play, people: list[str]) -> None:
+    """Writes into storage what `register` would write for each."""
+    bond, task = play.terms.bond, play.task.address
+    play.token.mint(task, bond * len(people))
+    for index, who in enumerate(people):
+        boa.env.set_storage(task, _slot(play, "_standings", who), 1)
+        boa.env.set_storage(task, _slot(play, "stakes.stake", who), bond)
+        boa.env.set_storage(task, _slot(play, "stakes.deposited", who), bond)
+        boa.env.set_storage(task, _slot(play, "committee.members", hex(index)), int(who, 16))
+        boa.env.set_storage(task, _slot(play, "committee.place", who), index + 1)
+    boa.env.set_storage(task, _slot(play, "committee.active"), len(people))
+    assert play.view(people[0]).me.index == 1
+
+
+def _slot(play: Play, name: str, key: str | None = None) -> int:
+    """Where a variable, or a mapping's value, is stored."""
+    place = play.task.compiler_data.storage_layout["storage_layout"]
+    for part in name.split("."):
+        place = place[part]
+    slot = place["slot"]
+    if key is None:
+        return slot
+    return int.from_bytes(keccak(rounds.word(slot) + rounds.word(int(key, 16))))
 
 
 def table(measured: dict[str, Gas]) -> str:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -122,7 +122,7 @@ def blueprint_of(folder: Path) -> bytes:
     return blueprint(data.bytecode)
 
 
-def judge(mutant: Mutant, games: int) -> str:
+def judge(mutant: Mutant, games: int, tests: bool) -> str:
     """`model`, `tests`, `survived`, or `invalid`."""
     sys.path.insert(0, str(ROOT))
     from fuzz.campaign import play
@@ -145,7 +145,7 @@ def judge(mutant: Mutant, games: int) -> str:
                     play(seed, code)
                 except Exception:  # any difference, or a call that the game cannot even decode
                     return "model"
-        return "survived" if _passes(folder) else "tests"
+        return "tests" if tests and not _passes(folder) else "survived"
 
 
 def _passes(folder: Path) -> bool:
@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("--games", type=int, default=150)
     parser.add_argument("--files", nargs="*", default=PLAYED)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--quick", action="store_true", help="games only, no tests for survivors")
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     everyone = [mutant for file in options.files for mutant in mutants(file)]
@@ -175,8 +176,12 @@ def main() -> None:
     counts: dict[str, Counter[str]] = {file: Counter() for file in options.files}
     survivors = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        fates = pool.map(judge, chosen, [options.games] * len(chosen))
-        for mutant, fate in zip(chosen, fates, strict=True):
+        waiting = {
+            pool.submit(judge, mutant, options.games, not options.quick): mutant
+            for mutant in chosen
+        }
+        for future in as_completed(waiting):
+            mutant, fate = waiting[future], future.result()
             counts[mutant.file][fate] += 1
             if fate == "survived":
                 survivors.append(mutant)
