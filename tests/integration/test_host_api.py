@@ -14,13 +14,17 @@ import openai
 import pytest
 import torch
 
+from flockllm.cli.host import _of_task
+from flockllm.errors import InvalidConfig, StoreError
 from flockllm.host.api import Api
 from flockllm.host.loading import load
 from flockllm.host.serve import Settings, Site
 from flockllm.host.sources import Hosted, from_task
 from flockllm.host.vllm import Remote
-from flockllm.task import Definition, Lora
+from flockllm.simulate.localnet import localnet
+from flockllm.task import Definition, Lora, TaskFile
 from flockllm.train.base import tensor_list
+from flockllm.wiring import new_task
 
 KEY = "a-key-of-this-test"
 LORA = Lora(rank=4, targets=("q_proj", "v_proj"))
@@ -351,6 +355,32 @@ def test_eight_at_once_get_the_answers_of_one(site):
 
     one, many = asyncio.run(several())
     assert many == [one] * 8
+
+
+def test_a_task_is_hosted_as_the_chain_says(tmp_path):
+    """Definition, base and adapter come from chain and store; an altered adapter is refused."""
+    terms = "[terms]\nrounds = 2\npool = 10\nbond = 1\n"
+    (tmp_path / "task.toml").write_text(
+        f'name = "mine"\n[lora]\nrank = 4\ntargets = ["q_proj"]\n{terms}'
+    )
+    with localnet(tmp_path / "net", ["creator"]) as net:
+        file = TaskFile.read(tmp_path / "task.toml")
+        address, _ = new_task(net.connection, net.network, net.key("creator"), file)
+        found, base = _of_task(address, "latest", str(net.network_file), "", "cpu")
+        hosted = load(found, base=base)
+        with pytest.raises(InvalidConfig, match="round 1 is not closed"):
+            _of_task(address, "1", str(net.network_file), "", "cpu")
+        for path in (tmp_path / "net" / "store").rglob("*"):
+            if path.is_file() and path.stat().st_size > 10_000:
+                path.chmod(0o600)
+                path.write_bytes(path.read_bytes()[:-1] + b"?")
+        with pytest.raises(StoreError):
+            _of_task(address, "latest", str(net.network_file), "", "cpu")
+
+    assert list(hosted.models) == ["flockllm-base", "mine"]
+    about = hosted.models["mine"].about
+    assert about["Task"] == address
+    assert about["Round"] == "0 of 2"
 
 
 def test_ctrl_c_stops_at_once_while_streaming(tmp_path):

@@ -344,6 +344,20 @@ def test_a_wrong_command_line_is_a_usage_error(words, message):
     assert message in result.output
 
 
+def test_examples_are_the_first_of_each_category(tmp_path):
+    """From the file that is named, else from the packaged data for the packaged model."""
+    from flockllm.cli.host import _examples
+
+    path = tmp_path / "data.jsonl"
+    rows = [("one", "a"), ("two", "a"), ("three", "b")]
+    records = [{"instruction": i, "response": "x", "category": c} for i, c in rows]
+    path.write_text("\n".join(map(json.dumps, records)))
+
+    assert _examples(str(path), "anything") == [("one", ""), ("three", "")]
+    assert len(_examples(None, "flockllm-base")) == 8
+    assert _examples(None, "another") == []
+
+
 def test_beyond_this_machine_there_is_always_a_key(monkeypatch):
     """Listening for others without a key makes one, new each time; the environment can give one."""
     from flockllm.cli.host import _keys

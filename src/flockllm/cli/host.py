@@ -164,13 +164,7 @@ def host(
     from flockllm.host.serve import LOOPBACK, Service, Settings, Site
     from flockllm.host.vllm import Vllm
 
-    settings = Settings(
-        address=address,
-        port=port,
-        keys=_keys(auth, public=share or address not in LOOPBACK),
-        page=page,
-        examples=_examples(examples),
-    )
+    keys = _keys(auth, public=share or address not in LOOPBACK)
     base: Base | None = None
     if task:
         hosted, base = _of_task(task, round_, network, base_model, device)
@@ -185,6 +179,13 @@ def host(
     else:
         loaded = load(hosted, base=base, device=device, **bits)
         service = Api.start(loaded, max_rows=max_rows, max_waiting=max_waiting)
+    settings = Settings(
+        address=address,
+        port=port,
+        keys=keys,
+        page=page,
+        examples=_examples(examples, hosted.base) if page else (),
+    )
     site = Site(service, settings)
     click.echo(f"Models  {', '.join(model.name for model in service.models)}")
     click.echo(f"API     {site.url}/v1")
@@ -263,11 +264,15 @@ def _scores(contract: Task, last: int) -> dict[str, str]:
     lines = []
     for number in range(1, last + 1):
         seats = contract.seats(number)
+        changes = []
         for at, seat in enumerate(seats):
-            scores = [voter.scores[at] for voter in revealed(seats) if not seat.voter]
-            if seat.verdict == Verdict.ACCEPTED and INVALID not in scores:
-                lines.append(f"round {number}: {-median(scores) / 100:+.1f} %")
-    return {"Held-out loss": ", ".join(lines)} if lines else {}
+            if not seat.voter and seat.verdict == Verdict.ACCEPTED:
+                scores = [voter.scores[at] for voter in revealed(seats)]
+                told = [score for score in scores if score != INVALID]
+                changes.append(f"{-median(told) / 100:+.0f} %")
+        if changes:
+            lines.append(f"round {number}: {', '.join(changes)}")
+    return {"Held-out loss": "; ".join(lines)} if lines else {}
 
 
 def _keys(path: Path | None, *, public: bool) -> list[str]:
@@ -282,10 +287,15 @@ def _keys(path: Path | None, *, public: bool) -> list[str]:
     return keys
 
 
-def _examples(source: str | None) -> list[tuple[str, str]]:
-    """The first record of each category."""
-    from flockllm.data import read_records
+def _examples(source: str | None, base: str) -> list[tuple[str, str]]:
+    """The first record of each category; for the packaged model, of the packaged data."""
+    from importlib.resources import files
 
+    from flockllm.data import read_records
+    from flockllm.task import PACKAGED_BASE
+
+    if source is None and base == PACKAGED_BASE:
+        source = str(files("flockllm") / "assets" / "demo.json")
     if source is None:
         return []
     first: dict[str, tuple[str, str]] = {}

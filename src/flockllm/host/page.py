@@ -111,12 +111,14 @@ async def _side_by_side(
 
     tasks = [asyncio.create_task(follow(i, model)) for i, model in enumerate(models)]
     try:
-        while not all(task.done() for task in tasks):
-            await asyncio.wait(tasks, timeout=REFRESH, return_when=asyncio.FIRST_EXCEPTION)
-            for task in tasks:
-                if task.done():
-                    task.result()
-            yield list(answers)
+        running: set[asyncio.Task[None]] = set(tasks)
+        while running:
+            done, running = await asyncio.wait(
+                running, timeout=REFRESH, return_when=asyncio.FIRST_EXCEPTION
+            )
+            for task in done:
+                task.result()
+            yield list(answers)  # at last once more after the last task is done
     finally:
         for task in tasks:
             task.cancel()
