@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flockllm.adapter import Adapter, Update, blocks, parts, saturate
+from flockllm.adapter import Adapter, Update, blocks, saturate
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -118,13 +118,13 @@ def _blockwise(
     if not updates:
         return current
     moved = np.empty_like(current.values)
-    todo = blocks(current.shapes, BLOCK)
+    todo = list(blocks(current.shapes, BLOCK))
 
     def work(thread: int) -> None:
         combine, step = worker(), np.empty(piece, np.int64)
-        for block in todo[thread::THREADS]:
+        for block, inside in todo[thread::THREADS]:
             rows = [update.values[block] for update in updates]  # decoded here, if need be
-            for tensor, part in parts(current.shapes, block):
+            for tensor, part in inside:
                 shifts = [int(update.shifts[tensor]) for update in updates]
                 for start in range(part.start, part.stop, piece):
                     span = slice(start, min(start + piece, part.stop))

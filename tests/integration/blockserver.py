@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from flockllm.cid import cid_text, parse_cid
+from flockllm.dag import DAG_PB, RAW, UNIXFS
 from flockllm.errors import StoreError
 from flockllm.store.car import read_car, write_car
-from flockllm.store.cid import cid_text, parse_cid
-from flockllm.store.dag import DAG_PB, RAW, UNIXFS
 
 MIB = 1 << 20
 

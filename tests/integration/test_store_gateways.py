@@ -11,9 +11,9 @@ import tracemalloc
 import pytest
 from blockserver import FAULTS, MIB, Cut, Server, dies, drips, page
 
+from flockllm.dag import UNIXFS, Profile
 from flockllm.errors import NotFound, StoreError
 from flockllm.store import LocalStore, cid_of, digest_of
-from flockllm.store.dag import UNIXFS, Profile
 from flockllm.store.ipfs import Gateway
 from flockllm.store.remote import RemoteStore
 

@@ -9,10 +9,10 @@ from urllib.parse import quote
 import pytest
 from peers import helia, js_ipfs, kubo
 
+from flockllm.cid import codec_of
+from flockllm.dag import UNIXFS
 from flockllm.store import LocalStore, cid_of, digest_of
 from flockllm.store.car import write_car
-from flockllm.store.cid import codec_of
-from flockllm.store.dag import UNIXFS
 from flockllm.store.ipfs import Gateway
 from flockllm.store.remote import RemoteStore
 

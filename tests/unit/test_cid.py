@@ -8,9 +8,9 @@ from Crypto.Cipher import ChaCha20
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from flockllm.cid import cid_of, digest_of, parse_cid
+from flockllm.dag import DAG_PB, RAW, UNIXFS, Profile
 from flockllm.errors import StoreError
-from flockllm.store.cid import cid_of, digest_of, parse_cid
-from flockllm.store.dag import DAG_PB, RAW, UNIXFS, Profile
 
 unhurried = settings(deadline=None)
 """A busy machine is no failure."""

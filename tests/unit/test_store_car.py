@@ -7,9 +7,9 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flockllm.dag import Profile, cid_bytes, varint
 from flockllm.errors import StoreError
 from flockllm.store.car import read_car, write_car
-from flockllm.store.dag import Profile, cid_bytes, varint
 
 unhurried = settings(deadline=None)
 """A busy machine is no failure."""

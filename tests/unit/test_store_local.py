@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from flockllm.dag import UNIXFS
 from flockllm.errors import NotFound, StoreError
 from flockllm.store import LocalStore, cid_of, digest_of
-from flockllm.store.dag import UNIXFS
 
 MIB = 1 << 20
 DAY = 86_400

@@ -7,7 +7,7 @@
 from flockllm.adapter.codecs import CODECS
 from flockllm.adapter.fixedpoint import Adapter, saturate
 from flockllm.adapter.peft import from_peft, to_peft
-from flockllm.adapter.tensors import Shapes, blocks, parts
+from flockllm.adapter.tensors import Shapes, blocks
 from flockllm.adapter.update import Update, quantise
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "blocks",
     "from_peft",
     "max_bytes",
-    "parts",
     "quantise",
     "saturate",
     "to_peft",

@@ -88,7 +88,7 @@ class Adapter:
     def __add__(self, update: "Update") -> "Adapter":
         """This adapter moved by an update; numbers stop at the ends of the range."""
         moved = np.empty_like(self.values)
-        for block in tensors.blocks(self.shapes):
+        for block, _ in tensors.blocks(self.shapes):
             moved[block] = saturate(self.values[block].astype(np.int64) + update.delta(block))
         return Adapter(self.shapes, moved)
 

@@ -7,8 +7,8 @@ information: it is computed, and a stranger's is compared, never parsed.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate, pairwise, takewhile
 from mmap import mmap
 from typing import Any, Protocol
 
@@ -45,16 +45,30 @@ def spans(shapes: Shapes) -> dict[str, slice]:
     return {name: slice(*span) for name, span in zip(names, pairwise(ends), strict=True)}
 
 
-def blocks(shapes: Shapes, block: int = BLOCK) -> list[slice]:
-    """The flat run, cut into pieces that are handled one at a time."""
-    total = size(shapes)
-    return [slice(start, min(start + block, total)) for start in range(0, total, block)]
+Part = tuple[int, slice]
+"""A tensor's place in name order, and which part of the flat run is its."""
 
 
-def parts(shapes: Shapes, block: slice) -> Iterator[tuple[int, slice]]:
-    """The tensors in a block: their place in name order, and which part of the run they hold."""
-    for index, span in enumerate(spans(shapes).values()):
-        start, stop = max(span.start, block.start), min(span.stop, block.stop)
+def blocks(shapes: Shapes, block: int = BLOCK) -> Iterator[tuple[slice, list[Part]]]:
+    """The flat run, cut into pieces that are handled one at a time; each with its tensors."""
+    everything, total = list(enumerate(spans(shapes).values())), size(shapes)
+    first = 0
+    for start in range(0, total, block):
+        piece = slice(start, min(start + block, total))
+        while everything[first][1].stop <= start:
+            first += 1
+        within = takewhile(lambda tensor: tensor[1].start < piece.stop, everything[first:])
+        yield piece, list(_cut(within, piece))
+
+
+def parts(shapes: Shapes, piece: slice) -> Iterator[Part]:
+    """The tensors in a piece of the run."""
+    return _cut(enumerate(spans(shapes).values()), piece)
+
+
+def _cut(spans: Iterable[Part], piece: slice) -> Iterator[Part]:
+    for index, span in spans:
+        start, stop = max(span.start, piece.start), min(span.stop, piece.stop)
         if start < stop:
             yield index, slice(start, stop)
 

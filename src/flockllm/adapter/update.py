@@ -81,10 +81,10 @@ class Update:
     def _dot(self, other: "Update") -> int:
         """Σ delta · delta, exactly."""
         dot, total = _WholeDot(), 0
-        for block in tensors.blocks(self.shapes):
+        for block, inside in tensors.blocks(self.shapes):
             mine = self.values[block]
             theirs = mine if other is self else other.values[block]
-            for index, part in tensors.parts(self.shapes, block):
+            for index, part in inside:
                 here = slice(part.start - block.start, part.stop - block.start)
                 shift = int(self.shifts[index]) + int(other.shifts[index])
                 total += dot(mine[here], None if other is self else theirs[here]) << shift

@@ -54,8 +54,11 @@ class Token:
         who = self._owner().address
         if (missing := amount - self.balance(who)) > 0:
             raise ChainError(f"{who} lacks {self.show(missing)} of the {self.show(amount)} needed")
-        if amount == 0 or self.allowance(who, spender) >= amount:
+        allowed = self.allowance(who, spender)
+        if allowed >= amount:
             return None
+        if allowed:
+            self.approve(spender, 0)  # some tokens change an allowance only from or to zero
         return self.approve(spender, amount)
 
     def transfer(self, receiver: str, amount: int) -> Receipt:

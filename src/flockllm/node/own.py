@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from flockllm.cid import cid_of, digest_of
 from flockllm.errors import NotFound, SandboxError, StoreError
 from flockllm.node.journal import Journal
 from flockllm.node.outside import Secret, Store, Task, Work
 from flockllm.rounds import BPS, INVALID
-from flockllm.store.cid import cid_of, digest_of
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from flockllm.cid import cid_of, digest_of
 from flockllm.errors import ChainError, Reverted, StoreError
 from flockllm.node.journal import Journal
 from flockllm.node.outside import Bench, Blocks, Head, Task
@@ -41,7 +42,6 @@ from flockllm.rounds import (
     unpack_scores,
     word,
 )
-from flockllm.store.cid import cid_of, digest_of
 from flockllm.task import in_tokens
 
 log = logging.getLogger(__name__)

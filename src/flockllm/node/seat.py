@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from flockllm.adapter import Adapter, Shapes, Update, max_bytes, quantise
 from flockllm.aggregate import RULES
+from flockllm.cid import cid_of
 from flockllm.errors import InvalidUpdate, NotFound, StoreError
 from flockllm.node.journal import Journal
 from flockllm.node.outside import Progress, Secret, Store, Task, Trainer, Work
 from flockllm.rounds import INVALID, Duty, Outcome, Verdict, score
-from flockllm.store.cid import cid_of
 from flockllm.task import Definition
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from flockllm.cid import cid_of, digest_of, parse_cid
 from flockllm.errors import InvalidConfig
 from flockllm.store.base import Progress, Store
-from flockllm.store.cid import cid_of, digest_of, parse_cid
 from flockllm.store.local import LocalStore
 
 __all__ = ["LocalStore", "Progress", "Store", "cid_of", "digest_of", "open_store", "parse_cid"]

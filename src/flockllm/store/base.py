@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from flockllm.store.dag import Bytes
+from flockllm.dag import Bytes
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are here and the bytes that there will be."""

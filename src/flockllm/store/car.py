@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 
+from flockllm.dag import UNIXFS, Bytes, cid_bytes, varint
 from flockllm.errors import StoreError
-from flockllm.store.dag import UNIXFS, Bytes, cid_bytes, varint
 
 HEADER_LIMIT = 1 << 16
 """Bytes of a header; ours has 59."""

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from flockllm.dag import DAG_PB, RAW, UNIXFS
 from flockllm.errors import NotFound, StoreError
 from flockllm.store.base import Progress
 from flockllm.store.car import read_car
-from flockllm.store.dag import DAG_PB, RAW, UNIXFS
 from flockllm.store.local import LocalStore, check_size, explained
 from flockllm.store.wire import Patience
 

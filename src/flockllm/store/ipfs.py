@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from secrets import token_hex
 from urllib.parse import urlencode, urlsplit
 
+from flockllm.cid import cid_text, codec_of, digest_of
+from flockllm.dag import DAG_PB, RAW, UNIXFS, Bytes
 from flockllm.errors import NotFound, StoreError
 from flockllm.store.car import write_car
-from flockllm.store.cid import cid_text, codec_of, digest_of
-from flockllm.store.dag import DAG_PB, RAW, UNIXFS, Bytes
 from flockllm.store.wire import Patience, request
 
 SEARCH = "20s"

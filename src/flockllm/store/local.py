@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
+from flockllm.cid import cid_of, cid_text, digest_of, parse_cid
+from flockllm.dag import DAG_PB, RAW, UNIXFS, Bytes
 from flockllm.errors import NotFound, StoreError
 from flockllm.store.base import Progress
-from flockllm.store.cid import cid_of, cid_text, digest_of, parse_cid
-from flockllm.store.dag import DAG_PB, RAW, UNIXFS, Bytes
 
 log = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Iterable, Sequence
 
+from flockllm.dag import Bytes
 from flockllm.errors import StoreError
 from flockllm.store.base import Home, Progress
-from flockllm.store.dag import Bytes
 from flockllm.store.fetch import PATIENCE, Source, fetch
 from flockllm.store.local import LocalStore, check_size
 

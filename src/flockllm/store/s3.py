@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+from flockllm.cid import cid_text, codec_of, digest_of
+from flockllm.dag import DAG_PB, RAW, UNIXFS, Bytes
 from flockllm.errors import InvalidConfig, NotFound, StoreError
-from flockllm.store.cid import cid_text, codec_of, digest_of
-from flockllm.store.dag import DAG_PB, RAW, UNIXFS, Bytes
 from flockllm.store.wire import Patience
 
 

@@ -2,8 +2,8 @@
 
 from base64 import b32decode, b32encode
 
+from flockllm.dag import DAG_PB, RAW, UNIXFS, Bytes, cid_bytes
 from flockllm.errors import StoreError
-from flockllm.store.dag import DAG_PB, RAW, UNIXFS, Bytes, cid_bytes
 
 
 def digest_of(data: Bytes) -> bytes:
