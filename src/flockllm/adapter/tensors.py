@@ -7,8 +7,9 @@ information: it is computed, and a stranger's is compared, never parsed.
 
 import json
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate, pairwise, takewhile
+from itertools import accumulate, pairwise
 from mmap import mmap
 from typing import Any, Protocol
 
@@ -51,14 +52,12 @@ Part = tuple[int, slice]
 
 def blocks(shapes: Shapes, block: int = BLOCK) -> Iterator[tuple[slice, list[Part]]]:
     """The flat run, cut into pieces that are handled one at a time; each with its tensors."""
-    everything, total = list(enumerate(spans(shapes).values())), size(shapes)
-    first = 0
-    for start in range(0, total, block):
-        piece = slice(start, min(start + block, total))
-        while everything[first][1].stop <= start:
-            first += 1
-        within = takewhile(lambda tensor: tensor[1].start < piece.stop, everything[first:])
-        yield piece, list(_cut(within, piece))
+    everything = list(enumerate(spans(shapes).values()))
+    starts, stops = [span.start for _, span in everything], [span.stop for _, span in everything]
+    for start in range(0, size(shapes), block):
+        piece = slice(start, min(start + block, size(shapes)))
+        inside = slice(bisect_right(stops, start), bisect_left(starts, piece.stop))
+        yield piece, list(_cut(everything[inside], piece))
 
 
 def parts(shapes: Shapes, piece: slice) -> Iterator[Part]:
