@@ -26,11 +26,13 @@ render = template("alpaca")
 
 @pytest.fixture(scope="module")
 def records():
+    """The demo's records."""
     return read_records(ASSETS / "demo.json")
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
+    """The packaged tokenizer."""
     return AutoTokenizer.from_pretrained(MODEL)
 
 
@@ -52,6 +54,7 @@ def ask(tokenizer):
 
 
 def run(script, *args):
+    """Runs one of the scripts that made the assets."""
     return subprocess.run(
         [sys.executable, SCRIPTS / script, *args], capture_output=True, check=True
     ).stdout
@@ -62,7 +65,7 @@ def test_the_package_stays_small():
     assert sum(file.stat().st_size for file in MODEL.iterdir()) <= 8_000_000
     assert (ASSETS / "demo.json").stat().st_size <= 500_000
     with safe_open(MODEL / "model.safetensors", "pt") as weights:
-        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
 
 
 def test_the_tokenizer_marks_begin_and_end_and_loses_nothing(tokenizer):
