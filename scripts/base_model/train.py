@@ -219,9 +219,9 @@ def pretrain(args: argparse.Namespace) -> tuple[LlamaForCausalLM, PreTrainedToke
     with Progress() as progress:
         bar = progress.add_task("pretraining", total=args.records)
         for batch in batches(sequences, args.batch_tokens, random.Random(args.seed)):
-            # warm up over 3 % of the records, then down along a half cosine
+            # warm up over 2 % of the records, then down along a half cosine
             at = done / args.records
-            scale = min(1.0, (at + 1e-3) / 0.03) * (0.02 + 0.98 * (1 + math.cos(math.pi * at)) / 2)
+            scale = min(1.0, (at + 1e-3) / 0.02) * (0.02 + 0.98 * (1 + math.cos(math.pi * at)) / 2)
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * scale
             with torch.autocast("cpu", torch.bfloat16):
@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--intermediate", type=int, default=512)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--prompt-weight", type=float, default=0.1)
     args = parser.parse_args()
