@@ -175,7 +175,8 @@ class Game:
                 case Phase.PUBLISH, False, Duty.COMMITTED:
                     digest, salt = self.opened[number, seat.who]
                     if digest not in model.seen and any(digest):
-                        yield seat.who, "publish_update", (number, digest, 1000 + at, salt)
+                        size = rnd.choice([0, 1000 + at, 2**48 - 1])
+                        yield seat.who, "publish_update", (number, digest, size, salt)
                 case Phase.EVALUATE, True, Duty.DRAWN:
                     yield self.commit_vote(rnd, seat.who)
                 case Phase.REVEAL, True, Duty.COMMITTED:

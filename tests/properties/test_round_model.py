@@ -20,7 +20,7 @@ def small_terms(proposers: int, voters: int, number: int, margins: int, random: 
         proposer_share=random.choice([0, 3_333, 6_000, 10_000]),
         accept_margin=margins,
         strong_margin=margins + random.choice([1, 100]),
-        score_cap=margins + 200,
+        score_cap=margins + random.choice([100, 200, 9_000]),
         slash_harmful=random.choice([0, 2_000, 10_000]),
         slash_contradictions=random.choice([700, 10_000]),
         slash_attestation=random.choice([500, 10_000]),

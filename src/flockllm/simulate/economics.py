@@ -283,9 +283,10 @@ class Scenario:
             ledger.returns[mine, seat.voter].append(100 * gain / bond)
             ledger.honest_slashed += gain < 0 and not mine
             if (made := updates.get(seat.who)) and not seat.voter and seat.duty == Duty.DONE:
-                if self.departs(seat.who, "proposer") and made.quality < 0:
+                departs = self.departs(seat.who, "proposer") and self.strategy.train != "honest"
+                if departs and made.quality < 0:
                     ledger.poison.append(seat.verdict == Verdict.ACCEPTED)
-                elif not self.departs(seat.who, "proposer") and made.quality >= 1:
+                elif not departs and made.quality >= self.terms.accept_margin:
                     ledger.good.append(seat.verdict == Verdict.ACCEPTED)
         ledger.adopted += self.chain.result(number).outcome == Outcome.ADOPTED
 
