@@ -172,13 +172,16 @@ def test_bad_input_is_answered_with_what_is_wrong(page):
     expect(page.locator(".toast-body")).to_contain_text("Write an instruction first")
     page.locator(".toast-close").first.click()
 
+    send(page, QUESTION)
+    finished(page)
     send(page, "again " * 3000)
     expect(page.locator(".toast-body").last).to_contain_text("this model takes", timeout=30_000)
     expect(page.locator("#send")).to_be_enabled()
-    expect(page.locator(".bot-row")).to_have_count(0)
+    expect(page.locator("#chat-0 .bot-row")).to_have_count(1)
+    expect(page.get_by_text("Error", exact=True)).to_have_count(0)
 
     send(page, QUESTION)
-    assert "Paris" in finished(page)[0]
+    assert "Paris" in finished(page, count=2)[0]
 
 
 def test_stop_ends_an_answer(page, site):

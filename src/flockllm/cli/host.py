@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flockllm.cli.options import log_options, network_option
+from flockllm.errors import ModelError
 from flockllm.logs import set_up_logging
 
 if TYPE_CHECKING:
@@ -159,6 +161,8 @@ def host(
 ) -> None:
     """Serve a base model and its adapters: an OpenAI-compatible API, and a page to compare them."""
     set_up_logging(verbose=verbose, log_json=log_json)
+    if find_spec("uvicorn") is None:
+        raise ModelError("hosting needs an extra: pip install 'flockllm[host]'")
     from flockllm.host.api import Api
     from flockllm.host.loading import load
     from flockllm.host.serve import LOOPBACK, Service, Settings, Site

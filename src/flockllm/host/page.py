@@ -72,7 +72,7 @@ class _Client:
         """The pieces of a model's answer.
 
         Raises:
-            gr.Error: what the API says is wrong.
+            _Refused: with what the API says is wrong.
         """
         body = {**body, "model": model, "stream": True}
         try:
@@ -90,12 +90,20 @@ class _Client:
                         for choice in event["choices"]:
                             yield choice["delta"].get("content") or ""
         except httpx.TransportError as e:
-            raise gr.Error(f"The server is out of reach: {e}", title="No answer") from e
+            raise _Refused(f"the server is out of reach: {e}") from e
 
 
-def _error(body: Mapping[str, Any]) -> gr.Error:
-    message = str(body["error"]["message"])
-    return gr.Error(html.escape(message[:1].upper() + message[1:]), title="No answer")
+class _Refused(Exception):
+    """There is no answer, and why."""
+
+
+def _error(body: Mapping[str, Any]) -> _Refused:
+    return _Refused(body["error"]["message"])
+
+
+def _say(reason: str) -> None:
+    """Shows a message. (`gr.Error` would also cover both chats with the word Error.)"""
+    gr.Warning(html.escape(reason[:1].upper() + reason[1:]), title="No answer")
 
 
 async def _side_by_side(
@@ -209,7 +217,9 @@ def _page(
             histories: list[Turns] = [list(turns or []) for turns in values[: len(shown)]]
             asked, about, t, p, k, b, most, streams, *chosen = values[len(shown) :]
             if not (asked or "").strip():
-                raise gr.Error("Write an instruction first.", title="Nothing to answer")
+                _say("write an instruction first.")
+                yield [*histories, *idle()]
+                return
             question = f"{asked.strip()}\n\n{about.strip()}".strip()
             body = {
                 "messages": [{"role": "user", "content": asked.strip()}],
@@ -235,10 +245,10 @@ def _page(
                     async for answers in following:
                         if streams:
                             yield [*turns(answers), gr.skip(), gr.skip()]
-            except gr.Error:
+                yield [*turns([text.strip() for text in answers]), *idle()]
+            except _Refused as e:
+                _say(str(e))
                 yield [*histories, *idle()]
-                raise
-            yield [*turns([text.strip() for text in answers]), *idle()]
 
         def idle() -> list[Any]:
             return [gr.update(interactive=True), gr.update(interactive=False)]
