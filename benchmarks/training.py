@@ -28,10 +28,8 @@ WAYS = {
     "all": "ours, loss on all",
     "response": "ours, loss on the response",
 }
-MODELS = {"packaged": (640, 96), "llama-135m": (96, 12)}
-"""Model → records trained on, and with --quick."""
-
-REPEATS = 3
+MODELS = {"packaged": (640, 48), "llama-135m": (96, 0)}
+"""Model → records trained on, and with --quick; 0: left out."""
 
 
 def main() -> None:
@@ -40,10 +38,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few records, each process once")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--repeats", type=int, default=3, help="processes for each figure")
+    parser.add_argument("--models", default=",".join(MODELS), help="which, with commas between")
+    parser.add_argument("--count", type=int, default=0, help="records, instead of the usual number")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--base", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--count", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(arguments.worker, arguments.base, arguments.records, arguments.count)
@@ -52,13 +51,15 @@ def main() -> None:
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models.split(","):
+            count = arguments.count or MODELS[model][arguments.quick]
+            if not count:
+                continue
             base = "flockllm-base"
             if model == "llama-135m":
                 base = folder
                 make_135m(Path(folder), arguments.records)
-            count = MODELS[model][arguments.quick]
             runs = {way: [] for way in WAYS}
-            for _ in range(1 if arguments.quick else REPEATS):
+            for _ in range(1 if arguments.quick else arguments.repeats):
                 for way in WAYS:
                     runs[way].append(start(way, base, count, arguments))
             figures[model] = {way: summary(runs[way]) for way in WAYS}

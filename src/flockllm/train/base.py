@@ -142,6 +142,8 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(source, revision=options["revision"])
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
         raise ModelError(_advice(ref, e)) from e
+    if device != "cpu":
+        use_liger(model)
     return Base(model.eval().requires_grad_(False), tokenizer)
 
 
@@ -211,6 +213,17 @@ def locate(ref: str) -> str:
             f"model.safetensors, a hub id such as org/name, or {PACKAGED_BASE}"
         )
     return ref
+
+
+def use_liger(model: Any) -> None:
+    """Liger's fused kernels for norms, rotations and SwiGLU, if installed; the loss is our own."""
+    try:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    except ImportError:
+        return
+    _apply_liger_kernel_to_instance(
+        model=model, cross_entropy=False, fused_linear_cross_entropy=False
+    )
 
 
 def _quantization(load_8bit: bool, load_4bit: bool) -> Any:

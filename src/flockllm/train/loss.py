@@ -78,7 +78,9 @@ def can_pack(model: Any) -> bool:
         Example(np.r_[head, random.integers(0, vocabulary, n)].astype(np.int32), 1, 0, False)
         for n in (9, 23, 4)
     ]
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 3e-2
+    exact = model.dtype in (torch.float32, torch.float64)
+    exact = exact and not getattr(model, "is_quantized", False)
+    tolerance = 1e-4 if exact else 5e-2  # 8-bit layers round by what else is in the row
     training = model.training
     model.eval()
     try:
