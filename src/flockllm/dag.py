@@ -18,6 +18,9 @@ from flockllm.errors import StoreError
 RAW, DAG_PB = 0x55, 0x70
 """Multicodec numbers: a leaf is its bytes, a node is a protocol buffer."""
 
+SHORTEST_LINK = 44
+"""Bytes of a link in a node, at least; a shorter block is refused before much is computed."""
+
 Bytes = bytes | memoryview
 
 
@@ -64,11 +67,12 @@ class Profile:
         Raises:
             StoreError: `block` is not the node that this size prescribes.
         """
+        sizes = self.children(size, depth)
         digests, at = [], 0
-        for child in self.children(size, depth):
+        for child in sizes if len(block) >= SHORTEST_LINK * len(sizes) else ():
             digests.append(bytes(block[at + 8 : at + 40]))
             at += len(self._link(child, depth, bytes(32)))
-        if len(block) < at or self.node(size, depth, digests) != block:
+        if len(digests) < len(sizes) or self.node(size, depth, digests) != block:
             raise StoreError(f"not the tree of a file of {size} bytes in the agreed profile")
         return digests
 

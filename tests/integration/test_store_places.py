@@ -198,6 +198,15 @@ def test_a_node_that_is_not_there_is_said_so(tmp_path):
     assert "secret" not in str(refused.value)
 
 
+def test_what_was_put_elsewhere_is_here_as_well(tmp_path):
+    """A participant never fetches what it made, even when its node is gone."""
+    data = random.Random(5).randbytes(2 * MIB)
+    with Server() as server:
+        store = open_store(f"ipfs://{server.address}", cache=tmp_path)
+        digest = store.put(data)
+    assert store.get(digest, len(data), len(data)) == data
+
+
 def test_a_gateway_stands_in_for_a_store_that_lost_content(tmp_path):
     """A folder with gateways is both a store and a cache."""
     data = random.Random(9).randbytes(2 * MIB)
