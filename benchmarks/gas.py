@@ -177,7 +177,7 @@ def table(measured: dict[str, Gas]) -> str:
 
 
 def differences(measured: dict[str, Gas], kept: dict[str, Gas]) -> list[str]:
-    """What is more than 1 % off its snapshot, or 10 % where it matters who stands where in the list.
+    """What is more than 1 % off its snapshot, or 10 % where it matters who stands where.
 
     Leaving the list costs a little less for its last member; who that is, the draw decides, and the
     draw depends on the task's address.
