@@ -11,7 +11,7 @@ from flockllm.audit import Replay, audit
 from flockllm.chain.devnet import Devnet
 from flockllm.chain.task import Task
 from flockllm.errors import AuditFailed
-from flockllm.rounds import Attest, Duty, Outcome, Propose, Publish, Reveal, Verdict, Vote
+from flockllm.rounds import Attest, Duty, Outcome, Phase, Propose, Publish, Reveal, Verdict, Vote
 from flockllm.store import cid_of
 
 
@@ -232,3 +232,35 @@ def test_a_task_that_still_runs_can_be_audited(tmp_path):
         told = list(audit(game.task, game.store))
         assert any("round 1: 4 of 4 seats settled" in line for line in told)
         assert game.token.balance(game.task.address) == POOL + 4 * TERMS.bond
+
+
+def test_who_never_shows_up_is_retired_and_may_come_back(tmp_path):
+    """Three no-shows in a row, out of the list, back by `reactivate`: as the events say."""
+    terms = dataclasses.replace(TERMS, rounds=6, voters=3, slash_no_show=0)
+    with Devnet.start(tmp_path / "chain") as devnet, ExitStack() as stack:
+        game = Game(tmp_path, devnet, stack, terms=terms, players=6)
+        game.register()
+        gone = game.players[0]
+        gone.refuses = {(n, duty) for n in range(1, 7) for duty in (Propose, Vote)}
+        game.play(lambda state: state.active < 6 or state.phase == Phase.FINISHED)
+        assert "Retired" in {event.name for event in game.task.events()}
+        list(audit(game.task, game.store))
+        gone.task.reactivate()
+        game.play()
+        told = list(audit(game.task, game.store))
+        assert any("round 6: 5 of 5 seats settled" in line for line in told)
+
+
+def test_a_task_that_found_nobody_is_audited_too(tmp_path):
+    """Cancelled by its creator, the pool taken back."""
+    terms = dataclasses.replace(TERMS, idle_timeout=1)
+    with Devnet.start(tmp_path / "chain") as devnet, ExitStack() as stack:
+        game = Game(tmp_path, devnet, stack, terms=terms)
+        game.players[0].task.register(terms.bond)
+        game.connection.call("evm_increaseTime", 2)
+        game.connection.call("evm_mine")
+        game.task.cancel()
+        game.task.withdraw_rest()
+        game.task.claim()
+        told = list(audit(game.task, game.store))
+        assert any(line.startswith("the task holds 10.00") for line in told)
