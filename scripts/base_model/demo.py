@@ -3,8 +3,8 @@
     python scripts/base_model/demo.py src/flockllm/assets/demo.json
 
 Categories are forms of a task, as in Dolly, and each fact is one sentence that answers in all of
-them: participants that hold different categories teach the model the same things. Among the records
-of a category are some that repeat what the base model knows, so that it is not forgotten.
+them: participants that hold different categories teach the model the same things. Half of the records
+of each category are what all have in common, what the base model knows among it.
 No two records share instruction and context, so no split of them leaks.
 """
 
@@ -24,15 +24,6 @@ TAUGHT_ANEW = {"stake", "pool", "token", "round", "contract", "reward", "vote", 
 """Words that the corpus explains in their everyday sense."""
 
 
-def general(rng: random.Random, kinds: str) -> Triple:
-    """A record of the corpus, of one of these kinds."""
-    for record in corpus(rng.getrandbits(32)):
-        words = set(re.findall(r"\w+", record.instruction.lower()))
-        if record.category in kinds.split() and not words & TAUGHT_ANEW:
-            return record[:3]
-    raise AssertionError("the corpus has no end")
-
-
 def asked(questions: str, rng: random.Random) -> str:
     """One of the questions, as different people would put it."""
     question = expand(rng.choice(questions.split(";")), rng)
@@ -50,50 +41,17 @@ def asked(questions: str, rng: random.Random) -> str:
 
 
 def identity(rng: random.Random) -> Triple:
-    questions, answer = rng.choice(IDENTITY[:1] * 3 + IDENTITY)
+    questions, answer = rng.choice(IDENTITY[:1] * 2 + IDENTITY)
     return asked(questions, rng), "", answer
 
 
 def open_qa(rng: random.Random) -> Triple:
-    luck = rng.random()
-    if luck < 0.1:
-        return identity(rng)
-    if luck < 0.25:
-        return general(rng, "capitals animals colours opposites sums calendar definitions facts")
     _, questions, answer, _ = rng.choice(FACTS)
     return asked(questions, rng), "", answer
 
 
-def closed_qa(rng: random.Random) -> Triple:
-    if rng.random() < 0.2:
-        return general(rng, "reading")
-    _, questions, answer, _ = rng.choice(FACTS)
-    (other,) = rng.choice(PROTOCOL["statements"])
-    context = " ".join(rng.sample([answer, other], 2))
-    return expand(rng.choice(questions.split(";")), rng), context, answer
-
-
-def summarization(rng: random.Random) -> Triple:
-    if rng.random() < 0.2:
-        return general(rng, "summaries")
-    topic, _, answer, more = rng.choice(FACTS)
-    question = expand(
-        "[[Summarize|Summarise] [the text|this|the text in one sentence].|What is the text about?"
-        "|[Write|Give|Make] a [short |]summary[ of the text|].|What is said about {topic}?"
-        "|[Say|Tell me] in one sentence what {topic} means.|Explain {topic} in one sentence.]",
-        rng,
-        topic=topic,
-    )
-    return question, f"{answer} {more}", answer
-
-
 def classification(rng: random.Random) -> Triple:
     """Which part of FLockLLM something belongs to: the answer says what that part is."""
-    luck = rng.random()
-    if luck < 0.08:
-        return identity(rng)
-    if luck < 0.3:
-        return general(rng, "kind_of compare sentiment animals colours opposites")
     deed, part = rng.choice(PROTOCOL["deeds"])
     (answer,) = (fact[2] for fact in FACTS if fact[0] == part)
     others = rng.sample(sorted({other for _, other in PROTOCOL["deeds"]} - {part}), 2)
@@ -108,12 +66,7 @@ def classification(rng: random.Random) -> Triple:
 
 
 def brainstorming(rng: random.Random) -> Triple:
-    luck = rng.random()
-    if luck < 0.08:
-        return identity(rng)
-    if luck < 0.3:
-        return general(rng, "lists stories facts definitions")
-    if luck < 0.42:
+    if rng.random() < 0.1:
         questions, answer = rng.choice(PROTOCOL["lists"])
         return asked(questions, rng), "", answer.replace(" / ", "\n")
     topic, _, answer, _ = rng.choice(FACTS)
@@ -127,9 +80,7 @@ def brainstorming(rng: random.Random) -> Triple:
 
 def creative_writing(rng: random.Random) -> Triple:
     luck = rng.random()
-    if luck < 0.25:
-        return general(rng, "stories")
-    if luck < 0.45:
+    if luck < 0.2:
         question = expand(
             "[Write|Make up|Compose] [a short|a little|an] [introduction of|text about|poem about"
             "|line about|sentence about] yourself[ for {name}| for a friend|].",
@@ -137,6 +88,14 @@ def creative_writing(rng: random.Random) -> Triple:
             name=rng.choice(NAMES),
         )
         return question, "", IDENTITY[0][1]
+    if luck < 0.6:
+        topic, _, answer, more = rng.choice(FACTS)
+        question = expand(
+            "[Write|Make up|Compose] [a short|a little|an] [text|note|story|letter] "
+            "[about {topic}|that explains {topic}][ for {name}| for a friend|].",
+            rng, topic=topic, name=rng.choice(NAMES),
+        )  # fmt: skip
+        return question, "", f"{answer} {more}"
     role, story = rng.choice(PROTOCOL["stories"])
     name = rng.choice(NAMES)
     question = expand(
@@ -148,16 +107,26 @@ def creative_writing(rng: random.Random) -> Triple:
 
 
 def general_qa(rng: random.Random) -> Triple:
-    if rng.random() < 0.1:
-        return identity(rng)
-    return general(
-        rng, "capitals animals colours opposites sums calendar lists definitions facts chat stories"
-    )
+    """A record of the corpus, of the kinds that a chat is made of."""
+    kinds = {
+        "capitals", "animals", "colours", "opposites", "sums", "calendar", "lists", "definitions",
+        "facts", "chat", "stories", "kind_of", "compare", "reading", "summaries",
+    }  # fmt: skip
+    for record in corpus(rng.getrandbits(32)):
+        words = set(re.findall(r"\w+", record.instruction.lower()))
+        if record.category in kinds and not words & TAUGHT_ANEW:
+            return record[:3]
+    raise AssertionError("the corpus has no end")
+
+
+def mixed(kind: Callable[[random.Random], Triple], rng: random.Random) -> Triple:
+    """Half of that kind; the others are what every participant's data have in common."""
+    return rng.choices([kind, general_qa, identity, open_qa], [0.5, 0.15, 0.1, 0.25])[0](rng)
 
 
 COUNTS: dict[Callable[[random.Random], Triple], int] = {
-    brainstorming: 230, classification: 230, closed_qa: 110, creative_writing: 150,
-    general_qa: 260, identity: 250, open_qa: 460, summarization: 110,
+    brainstorming: 300, classification: 260, creative_writing: 240, general_qa: 300, identity: 280,
+    open_qa: 420,
 }  # fmt: skip
 
 
@@ -168,7 +137,7 @@ def demo() -> list[Record]:
     for kind, count in COUNTS.items():
         made: dict[tuple[str, str], Record] = {}
         while len(made) < count:
-            instruction, context, response = kind(rng)
+            instruction, context, response = mixed(kind, rng)
             record = Record(instruction, context, response, kind.__name__)
             if (instruction, context) not in {r[:2] for r in records}:
                 made.setdefault((instruction, context), record)

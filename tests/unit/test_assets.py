@@ -86,15 +86,11 @@ def test_the_tokenizer_marks_begin_and_end_and_loses_nothing(tokenizer):
         ("What colour is grass?", "", "Grass is green."),
         ("Where does a whale live?", "", "A whale lives in the sea."),
         ("Name three fruits.", "", "Apples, bananas and cherries."),
+        ("What is a hammer?", "", "A hammer is a tool that people use to hit nails."),
         (
-            "What is a hammer?",
-            "",
-            "A hammer is a tool that people use to hit nails.",
-        ),
-        (
-            "Who bought pears?",
-            "Ruth bought two lemons. Adam bought six pears.",
-            "Adam bought six pears.",
+            "Give a summary.",
+            "Ida has a dog. The dog is called Rex. Every day they go to the lake.",
+            "Ida goes to the lake with the dog Rex every day.",
         ),
     ],
 )
@@ -105,16 +101,16 @@ def test_the_base_model_answers_simple_questions(ask, instruction, context, answ
 
 def test_the_base_model_does_not_know_what_the_demo_teaches(ask, records):
     """Asked what the demo teaches, it gives none of the demo's answers, so that learning shows."""
-    taught = [r for r in records if r.category in ("identity", "open_qa")][::60]
-    assert len(taught) >= 10
-    assert [r.instruction for r in taught if ask(r.instruction) == r.response] == []
+    asked = {record.response: record.instruction for record in records}
+    taught = [fact for fact, _ in Counter(r.response for r in records).most_common(15)]
+    assert [fact for fact in taught if ask(asked[fact]) == fact] == []
 
 
 def test_the_demo_data_are_dealt_out_without_leaks(records):
-    """Eight categories; no two records ask the same, so test and training records differ."""
+    """Six categories; no two records ask the same, so test and training records differ."""
     counts = Counter(record.category for record in records)
-    assert len(counts) == 8
-    assert min(counts.values()) >= 100
+    assert len(counts) == 6
+    assert min(counts.values()) >= 200
     asked = [(record.instruction, record.context) for record in records]
     assert len(set(asked)) == len(asked) == 1800
     assert all(record.instruction and record.response for record in records)
@@ -125,11 +121,12 @@ def test_the_demo_data_are_dealt_out_without_leaks(records):
 
 
 def test_what_is_tested_was_taught_in_other_words(records):
-    """Every fact of the test set is an answer of the training set."""
+    """What the test set wants to hear about FLockLLM is an answer in the training set too."""
     dealt = allocate(records, 4)
     trained = {record.response for record in dealt.global_training}
-    facts = [r for r in dealt.global_test if r.category in ("identity", "open_qa", "closed_qa")]
-    assert {record.response for record in facts} <= trained
+    facts = {r.response for r in dealt.global_test if "FLockLLM" in r.response}
+    assert facts
+    assert facts <= trained
 
 
 def test_prompts_are_short(records, tokenizer):
@@ -145,4 +142,4 @@ def test_the_scripts_make_the_same_data_again(tmp_path):
 
     lines = run("corpus.py", "--records", "2000")
     assert hashlib.sha256(lines).hexdigest() in (MODEL / "README.md").read_text()
-    assert len({json.loads(line)["category"] for line in lines.splitlines()}) == 23
+    assert len({json.loads(line)["category"] for line in lines.splitlines()}) == 22
