@@ -7,11 +7,13 @@
 @notice Strangers improve one LoRA adapter round by round: a drawn committee of P proposers and V
         voters trains, publishes, scores and attests; stakes answer for what they do, the pool pays.
         IDLE → DRAW → TRAIN → PUBLISH → EVALUATE → REVEAL → TALLY → ATTEST → IDLE of the next round
-@dev Rules: docs/protocol.md. Every external function, views included, is behind one reentrancy lock.
+@dev Rules: docs/protocol.md. All external functions, views too, are behind one reentrancy lock.
      A = V // 2 + 1 and K = ceil(2V / 3) are always held against the voters drawn.
      Deployed from a blueprint by TaskFactory; the terms live in the code, as immutables.
 """
 
+import events
+import packing
 import seats as committee
 import stakes
 import terms as rules
@@ -94,46 +96,6 @@ struct Participant:
     last_round: uint256  # the last in which it was drawn
 
 
-# what storage holds, packed; bit ranges from the lowest
-
-
-struct Clock:  # one word: the running round
-    round: uint256  # 0–31
-    phase: uint256  # 32–39
-    since: uint256  # 40–87
-    deadline: uint256  # 88–135
-    draw_block: uint256  # 136–183
-    waiting: uint256  # 184–191: seats that may still act in this phase; TALLY: items to judge
-    done: uint256  # 192–199: seats that acted in it; TALLY: items accepted
-    revealed: uint256  # 200–207: voters that revealed
-
-
-struct Mark:  # one word per seat
-    who: address  # 0–159
-    duty: uint256  # 160–167
-    verdict: uint256  # 168–175
-    weight: uint256  # 176–191
-    size: uint256  # 192–239
-    settled: bool  # 240
-
-
-struct Close:  # one word per round
-    outcome: uint256  # 0–7
-    last_phase: uint256  # 8–15: how far the round came
-    revealed: uint256  # 16–23
-    support: uint256  # 24–31: attestations of the winner
-    timed_out: bool  # 32: ATTEST ended at its deadline
-    draw_block: uint256  # 40–87
-    weights: uint256  # 88–119: sum over the accepted
-
-
-struct Standing:  # one word per participant
-    registered: bool  # 0
-    missed: uint256  # 8–15
-    unsettled: uint256  # 16–47
-    last_round: uint256  # 48–79
-
-
 struct Round:
     seed: bytes32
     budget: uint256
@@ -147,133 +109,6 @@ struct Record:
     commitment: bytes32
     digest: bytes32
     scores: uint256
-
-
-# events
-
-
-event Registered:
-    who: indexed(address)
-    amount: uint256
-
-
-event ToppedUp:
-    who: indexed(address)
-    amount: uint256
-    stake: uint256
-
-
-event Reactivated:
-    who: indexed(address)
-
-
-event Retired:
-    who: indexed(address)
-    round: indexed(uint256)
-
-
-event Exited:
-    who: indexed(address)
-    amount: uint256
-
-
-event Claimed:
-    who: indexed(address)
-    amount: uint256
-
-
-event Funded:
-    who: indexed(address)
-    amount: uint256
-
-
-event RoundOpened:
-    round: indexed(uint256)
-    draw_block: uint256
-
-
-event CommitteeDrawn:
-    round: indexed(uint256)
-    seed: bytes32
-    draw_block: uint256
-    budget: uint256
-    members: DynArray[address, MAX_SEATS]
-
-
-event UpdateCommitted:
-    round: indexed(uint256)
-    proposer: indexed(address)
-    commitment: bytes32
-
-
-event Abstained:
-    round: indexed(uint256)
-    proposer: indexed(address)
-
-
-event UpdatePublished:
-    round: indexed(uint256)
-    proposer: indexed(address)
-    digest: bytes32
-    size: uint256
-    salt: bytes32
-
-
-event VoteCommitted:
-    round: indexed(uint256)
-    voter: indexed(address)
-    commitment: bytes32
-
-
-event VoteRevealed:
-    round: indexed(uint256)
-    voter: indexed(address)
-    scores: uint256
-    salt: bytes32
-
-
-event UpdateJudged:
-    round: indexed(uint256)
-    proposer: indexed(address)
-    verdict: uint256
-    weight: uint256
-
-
-event Attested:
-    round: indexed(uint256)
-    voter: indexed(address)
-    digest: bytes32
-
-
-event PhaseEntered:
-    round: indexed(uint256)
-    phase: uint256
-    deadline: uint256
-
-
-event RoundClosed:
-    round: indexed(uint256)
-    outcome: uint256
-    adapter: bytes32
-    returned: uint256
-
-
-event SeatSettled:
-    round: indexed(uint256)
-    who: indexed(address)
-    keeper: indexed(address)
-    paid: uint256
-    slashed: uint256
-    keeper_paid: uint256
-    returned: uint256
-
-
-event Cancelled:
-    round: indexed(uint256)
-
-
-event RestWithdrawn:
-    amount: uint256
 
 
 # state
@@ -303,7 +138,7 @@ def __init__(
 ):
     """
     @notice Makes a task, idle before its first round.
-    @dev Believes its arguments: TaskFactory has checked them. Trust a task only if a factory lists it.
+    @dev Believes its arguments: TaskFactory has checked them. Trust a task that a factory lists.
     @param terms_ See terms.vy.
     @param token An ERC-20 without transfer fee, for bonds and pay.
     @param spec_digest_ Digest of the task definition.
@@ -318,7 +153,7 @@ def __init__(
     MAJORITY = terms_.voters // 2 + 1
     MOST = (2 * terms_.voters + 2) // 3
     self._adapters[0] = adapter
-    self._store_clock(Clock(
+    self._store_clock(packing.Clock(
         round=1, phase=IDLE, since=block.timestamp, deadline=0, draw_block=0, waiting=0, done=0,
         revealed=0,
     ))
@@ -337,7 +172,7 @@ def register(amount: uint256):
     phase: uint256 = self._load_clock().phase
     assert phase != DRAW, "task: drawing"
     assert phase < FINISHED, "task: over"
-    standing: Standing = self._load_standing(msg.sender)
+    standing: packing.Standing = self._load_standing(msg.sender)
     assert not standing.registered, "task: registered already"
     assert amount >= TERMS.bond, "task: less than the bond"
 
@@ -347,18 +182,18 @@ def register(amount: uint256):
     stakes.deposit(msg.sender, amount)
     committee.join(msg.sender)
 
-    log Registered(who=msg.sender, amount=amount)
+    log events.Registered(who=msg.sender, amount=amount)
     stakes.pull(amount)
 
 
 @external
 def top_up(amount: uint256):
     """
-    @notice Adds to the caller's stake; with the bond complete it can be drawn again, unless retired.
+    @notice Adds to the caller's stake; with the bond complete it can be drawn, unless retired.
     @dev Participants, between draws.
     """
     assert self._load_clock().phase != DRAW, "task: drawing"
-    standing: Standing = self._load_standing(msg.sender)
+    standing: packing.Standing = self._load_standing(msg.sender)
     assert standing.registered, "task: not registered"
     assert amount > 0, "task: nothing to add"
 
@@ -366,7 +201,7 @@ def top_up(amount: uint256):
     if stakes.stake[msg.sender] >= TERMS.bond and standing.missed < RETIRED:
         committee.join(msg.sender)
 
-    log ToppedUp(who=msg.sender, amount=amount, stake=stakes.stake[msg.sender])
+    log events.ToppedUp(who=msg.sender, amount=amount, stake=stakes.stake[msg.sender])
     stakes.pull(amount)
 
 
@@ -377,7 +212,7 @@ def reactivate():
     @dev Retired participants with the bond at stake, between draws.
     """
     assert self._load_clock().phase != DRAW, "task: drawing"
-    standing: Standing = self._load_standing(msg.sender)
+    standing: packing.Standing = self._load_standing(msg.sender)
     assert standing.missed == RETIRED, "task: not retired"
     assert stakes.stake[msg.sender] >= TERMS.bond, "task: less than the bond"
 
@@ -385,7 +220,7 @@ def reactivate():
     self._store_standing(msg.sender, standing)
     committee.join(msg.sender)
 
-    log Reactivated(who=msg.sender)
+    log events.Reactivated(who=msg.sender)
 
 
 @external
@@ -395,7 +230,7 @@ def exit():
     @dev Participants without an unsettled seat, between draws.
     """
     assert self._load_clock().phase != DRAW, "task: drawing"
-    standing: Standing = self._load_standing(msg.sender)
+    standing: packing.Standing = self._load_standing(msg.sender)
     assert standing.registered, "task: not registered"
     assert standing.unsettled == 0, "task: unsettled seat"
 
@@ -405,7 +240,7 @@ def exit():
     committee.leave(msg.sender)
     amount: uint256 = stakes.release(msg.sender)
 
-    log Exited(who=msg.sender, amount=amount)
+    log events.Exited(who=msg.sender, amount=amount)
 
 
 # anyone
@@ -418,7 +253,7 @@ def claim():
     """
     amount: uint256 = stakes.take(msg.sender)
 
-    log Claimed(who=msg.sender, amount=amount)
+    log events.Claimed(who=msg.sender, amount=amount)
     stakes.push(msg.sender, amount)
 
 
@@ -433,7 +268,7 @@ def fund(amount: uint256):
 
     stakes.fund(amount)
 
-    log Funded(who=msg.sender, amount=amount)
+    log events.Funded(who=msg.sender, amount=amount)
     stakes.pull(amount)
 
 
@@ -443,14 +278,14 @@ def open_round():
     @notice Asks for a committee: fixes the block whose hash will draw it, and freezes the list.
     @dev Anyone, in IDLE, with at least P + V active participants.
     """
-    clock: Clock = self._load_clock()
+    clock: packing.Clock = self._load_clock()
     assert clock.phase == IDLE, "task: wrong phase"
     assert committee.active >= TERMS.proposers + TERMS.voters, "task: too few participants"
 
     clock.draw_block = block.number + 1
     self._enter(clock, DRAW, 0)
 
-    log RoundOpened(round=clock.round, draw_block=clock.draw_block)
+    log events.RoundOpened(round=clock.round, draw_block=clock.draw_block)
 
 
 @external
@@ -460,7 +295,7 @@ def draw():
     @dev Anyone, in DRAW, from the block after the draw block on, while its hash can be read.
          entropy adds what last round's salts reveal, so that a block's author needs their help.
     """
-    clock: Clock = self._load_clock()
+    clock: packing.Clock = self._load_clock()
     assert clock.phase == DRAW, "task: wrong phase"
     assert block.number > clock.draw_block, "task: draw block not mined"
     assert block.number <= clock.draw_block + READABLE, "task: draw block forgotten"
@@ -481,7 +316,7 @@ def draw():
         who: address = members[seat]
         self._records[self._key(round, seat)].mark = convert(who, uint256)  # DRAWN, all else 0
         self._seat_of[round][who] = seat + 1
-        standing: Standing = self._load_standing(who)
+        standing: packing.Standing = self._load_standing(who)
         standing.unsettled += 1
         standing.last_round = round
         self._store_standing(who, standing)
@@ -489,7 +324,7 @@ def draw():
     clock.done = 0
     clock.revealed = 0
 
-    log CommitteeDrawn(
+    log events.CommitteeDrawn(
         round=round, seed=seed, draw_block=clock.draw_block, budget=budget, members=members
     )
     self._enter(clock, TRAIN, TERMS.train_seconds)
@@ -498,16 +333,16 @@ def draw():
 @external
 def advance():
     """
-    @notice Ends a phase whose deadline has passed; in DRAW, fixes a new draw block for a forgotten one.
+    @notice Ends a phase whose deadline has passed; in DRAW, replaces a forgotten draw block.
     @dev Anyone. A late draw is no new chance: whoever could keep everybody from drawing for 256
          blocks could as well keep a round from opening.
     """
-    clock: Clock = self._load_clock()
+    clock: packing.Clock = self._load_clock()
     if clock.phase == DRAW:
         assert block.number > clock.draw_block + READABLE, "task: too early"
         clock.draw_block = block.number + 1
         self._store_clock(clock)
-        log RoundOpened(round=clock.round, draw_block=clock.draw_block)
+        log events.RoundOpened(round=clock.round, draw_block=clock.draw_block)
     else:
         assert clock.deadline > 0, "task: nothing to advance"
         assert block.timestamp >= clock.deadline, "task: too early"
@@ -520,7 +355,7 @@ def tally(limit: uint256):
     @notice Judges up to `limit` more items in seat order; after the last one the round goes on.
     @dev Anyone, in TALLY. With limit ≥ P one call does it, in 2.3 M gas at P = 16, V = 63.
     """
-    clock: Clock = self._load_clock()
+    clock: packing.Clock = self._load_clock()
     assert clock.phase == TALLY, "task: wrong phase"
     assert limit > 0, "task: nothing to do"
 
@@ -540,19 +375,19 @@ def tally(limit: uint256):
 def settle(round: uint256, who: address):
     """
     @notice Pays or slashes one seat of a closed round, once.
-    @dev Anyone, except between open_round and draw, because a slash may take `who` off the list. The
-         order of settlements does not matter: what a seat gets depends on its round alone, and a
-         slash is cut only where several together exceed the stake.
+    @dev Anyone, except between open_round and draw: a slash may take `who` off the list. The order
+         of settlements does not matter: what a seat gets depends on its round alone, and a slash
+         is cut only where several together exceed the stake.
     @param round The closed round.
     @param who Whose seat.
     """
-    clock: Clock = self._load_clock()
+    clock: packing.Clock = self._load_clock()
     assert clock.phase != DRAW, "task: drawing"
     place: uint256 = self._seat_of[round][who]
     assert place > 0, "task: no such seat"
     assert round < clock.round, "task: round not closed"
     seat: uint256 = place - 1
-    mark: Mark = self._load_mark(round, seat)
+    mark: packing.Mark = self._load_mark(round, seat)
     assert not mark.settled, "task: settled already"
 
     due: uint256 = 0  # what leaves the allotted
@@ -570,7 +405,7 @@ def settle(round: uint256, who: address):
 
     mark.settled = True
     self._store_mark(round, seat, mark)
-    standing: Standing = self._load_standing(who)
+    standing: packing.Standing = self._load_standing(who)
     standing.unsettled -= 1
     self._store_standing(who, standing)
     if paid > 0:
@@ -582,7 +417,7 @@ def settle(round: uint256, who: address):
         if stakes.stake[who] < TERMS.bond:
             committee.leave(who)
 
-    log SeatSettled(
+    log events.SeatSettled(
         round=round,
         who=who,
         keeper=msg.sender,
@@ -604,9 +439,9 @@ def commit_update(round: uint256, commitment: bytes32):
     @param round The running round, so that a call mined late never counts for another.
     @param commitment keccak256(abi_encode(chain id, task, round, caller, digest, salt)).
     """
-    clock: Clock = self._running(round, TRAIN)
+    clock: packing.Clock = self._running(round, TRAIN)
     seat: uint256 = self._proposer(round)
-    mark: Mark = self._load_mark(round, seat)
+    mark: packing.Mark = self._load_mark(round, seat)
     assert mark.duty == DRAWN, "task: done already"
 
     mark.duty = COMMITTED
@@ -614,7 +449,7 @@ def commit_update(round: uint256, commitment: bytes32):
     self._records[self._key(round, seat)].commitment = commitment
     self._showed(msg.sender)
 
-    log UpdateCommitted(round=round, proposer=msg.sender, commitment=commitment)
+    log events.UpdateCommitted(round=round, proposer=msg.sender, commitment=commitment)
     self._acted(clock, 1)
 
 
@@ -624,16 +459,16 @@ def abstain(round: uint256):
     @notice Says that the caller's training gave no improvement: no pay, no penalty.
     @dev Drawn proposers, in TRAIN.
     """
-    clock: Clock = self._running(round, TRAIN)
+    clock: packing.Clock = self._running(round, TRAIN)
     seat: uint256 = self._proposer(round)
-    mark: Mark = self._load_mark(round, seat)
+    mark: packing.Mark = self._load_mark(round, seat)
     assert mark.duty == DRAWN, "task: done already"
 
     mark.duty = ABSTAINED
     self._store_mark(round, seat, mark)
     self._showed(msg.sender)
 
-    log Abstained(round=round, proposer=msg.sender)
+    log events.Abstained(round=round, proposer=msg.sender)
     self._acted(clock, 0)
 
 
@@ -645,9 +480,9 @@ def publish_update(round: uint256, digest: bytes32, size: uint256, salt: bytes32
     @param size Bytes of the update; with the digest it gives the content identifier.
     @param salt What the commitment was made with; adds to the entropy of the next draw.
     """
-    clock: Clock = self._running(round, PUBLISH)
+    clock: packing.Clock = self._running(round, PUBLISH)
     seat: uint256 = self._proposer(round)
-    mark: Mark = self._load_mark(round, seat)
+    mark: packing.Mark = self._load_mark(round, seat)
     assert mark.duty == COMMITTED, "task: no open commitment"
     assert digest != empty(bytes32), "task: no digest"
     assert size <= MAX_SIZE, "task: size too large"
@@ -661,7 +496,9 @@ def publish_update(round: uint256, digest: bytes32, size: uint256, salt: bytes32
     self._published[digest] = True
     self.entropy ^= convert(salt, uint256)
 
-    log UpdatePublished(round=round, proposer=msg.sender, digest=digest, size=size, salt=salt)
+    log events.UpdatePublished(
+        round=round, proposer=msg.sender, digest=digest, size=size, salt=salt
+    )
     self._acted(clock, 1)
 
 
@@ -675,9 +512,9 @@ def commit_vote(round: uint256, commitment: bytes32):
     @dev Drawn voters, in EVALUATE.
     @param commitment keccak256(abi_encode(chain id, task, round, caller, scores, salt)).
     """
-    clock: Clock = self._running(round, EVALUATE)
+    clock: packing.Clock = self._running(round, EVALUATE)
     seat: uint256 = self._voter(round)
-    mark: Mark = self._load_mark(round, seat)
+    mark: packing.Mark = self._load_mark(round, seat)
     assert mark.duty == DRAWN, "task: done already"
 
     mark.duty = COMMITTED
@@ -685,7 +522,7 @@ def commit_vote(round: uint256, commitment: bytes32):
     self._records[self._key(round, seat)].commitment = commitment
     self._showed(msg.sender)
 
-    log VoteCommitted(round=round, voter=msg.sender, commitment=commitment)
+    log events.VoteCommitted(round=round, voter=msg.sender, commitment=commitment)
     self._acted(clock, 1)
 
 
@@ -697,9 +534,9 @@ def reveal_vote(round: uint256, scores: uint256, salt: bytes32):
     @param scores One int16 per proposer seat, see verdicts.vy.
     @param salt What the commitment was made with; adds to the entropy of the next draw.
     """
-    clock: Clock = self._running(round, REVEAL)
+    clock: packing.Clock = self._running(round, REVEAL)
     seat: uint256 = self._voter(round)
-    mark: Mark = self._load_mark(round, seat)
+    mark: packing.Mark = self._load_mark(round, seat)
     assert mark.duty == COMMITTED, "task: no open commitment"
     self._check_opening(round, seat, convert(scores, bytes32), salt)
 
@@ -708,20 +545,20 @@ def reveal_vote(round: uint256, scores: uint256, salt: bytes32):
     self._records[self._key(round, seat)].scores = scores
     self.entropy ^= convert(salt, uint256)
 
-    log VoteRevealed(round=round, voter=msg.sender, scores=scores, salt=salt)
+    log events.VoteRevealed(round=round, voter=msg.sender, scores=scores, salt=salt)
     self._acted(clock, 1)
 
 
 @external
 def attest(round: uint256, digest: bytes32):
     """
-    @notice Says what the accepted updates aggregate to, or, with the current adapter's digest, that the
+    @notice Says what the accepted updates aggregate to; the current adapter's digest says that the
             aggregate is no improvement.
     @dev Voters that revealed, in ATTEST, once. K equal digests close the round.
     """
-    clock: Clock = self._running(round, ATTEST)
+    clock: packing.Clock = self._running(round, ATTEST)
     seat: uint256 = self._voter(round)
-    mark: Mark = self._load_mark(round, seat)
+    mark: packing.Mark = self._load_mark(round, seat)
     assert mark.duty == DONE, "task: not revealed"
     key: uint256 = self._key(round, seat)
     assert self._records[key].digest == empty(bytes32), "task: done already"
@@ -733,7 +570,7 @@ def attest(round: uint256, digest: bytes32):
     if support >= MAJORITY:
         self._adapters[round] = digest  # at most one digest has so many
 
-    log Attested(round=round, voter=msg.sender, digest=digest)
+    log events.Attested(round=round, voter=msg.sender, digest=digest)
     if support >= MOST:
         self._close(clock, False)
     else:
@@ -749,13 +586,13 @@ def cancel():
     @notice Ends a task that finds too few participants; stakes stay theirs.
     @dev The creator, in IDLE, after idle_timeout, with fewer than P + V active participants.
     """
-    clock: Clock = self._load_clock()
+    clock: packing.Clock = self._load_clock()
     assert msg.sender == creator, "task: not the creator"
     assert clock.phase == IDLE, "task: wrong phase"
     assert committee.active < TERMS.proposers + TERMS.voters, "task: enough participants"
     assert block.timestamp >= clock.since + TERMS.idle_timeout, "task: too early"
 
-    log Cancelled(round=clock.round)
+    log events.Cancelled(round=clock.round)
     self._enter(clock, CANCELLED, 0)
 
 
@@ -771,7 +608,7 @@ def withdraw_rest():
     amount: uint256 = stakes.drain(msg.sender)
     assert amount > 0, "task: nothing to withdraw"
 
-    log RestWithdrawn(amount=amount)
+    log events.RestWithdrawn(amount=amount)
 
 
 # views
@@ -793,7 +630,7 @@ def look(who: address) -> (State, DynArray[Seat, MAX_SEATS], Participant):
     @notice Everything that a node needs to decide what to do, in one call.
     @return The task, the seats of the running round (none in IDLE and DRAW), and `who`.
     """
-    clock: Clock = self._load_clock()
+    clock: packing.Clock = self._load_clock()
     state: State = State(
         round=clock.round,
         phase=clock.phase,
@@ -845,7 +682,7 @@ def round_result(
     @return outcome, seed, draw_block, budget, adapter_before, adapter_after, support,
             attest_timed_out, evaluated (the round reached EVALUATE)
     """
-    close: Close = self._load_close(round)
+    close: packing.Close = self._load_close(round)
     before: bytes32 = empty(bytes32)
     if round > 0:
         before = self._adapters[round - 1]
@@ -868,23 +705,23 @@ def round_result(
 # a round's way
 
 
-def _running(round: uint256, phase: uint256) -> Clock:
+def _running(round: uint256, phase: uint256) -> packing.Clock:
     """
     @notice The clock, if `round` runs, is in `phase` and before its deadline; else reverts.
     """
-    clock: Clock = self._load_clock()
+    clock: packing.Clock = self._load_clock()
     assert clock.round == round, "task: wrong round"
     assert clock.phase == phase, "task: wrong phase"
     assert block.timestamp < clock.deadline, "task: late"
     return clock
 
 
-def _acted(clock: Clock, done: uint256):
+def _acted(clock: packing.Clock, done: uint256):
     """
     @notice Counts a seat's act; the last one ends the phase.
     @param done 1 if the phase's work was done, 0 if declined.
     """
-    after: Clock = clock
+    after: packing.Clock = clock
     after.waiting -= 1
     after.done += done
     if after.waiting > 0:
@@ -893,11 +730,11 @@ def _acted(clock: Clock, done: uint256):
         self._leave(after)
 
 
-def _enter(clock: Clock, phase: uint256, length: uint256):
+def _enter(clock: packing.Clock, phase: uint256, length: uint256):
     """
-    @notice Starts a phase that ends `length` seconds from now at the latest; 0 if time does not end it.
+    @notice Starts a phase of at most `length` seconds; 0 if time does not end it.
     """
-    after: Clock = clock
+    after: packing.Clock = clock
     after.phase = phase
     after.since = block.timestamp
     after.deadline = 0
@@ -905,15 +742,15 @@ def _enter(clock: Clock, phase: uint256, length: uint256):
         after.deadline = block.timestamp + length
     self._store_clock(after)
 
-    log PhaseEntered(round=after.round, phase=phase, deadline=after.deadline)
+    log events.PhaseEntered(round=after.round, phase=phase, deadline=after.deadline)
 
 
-def _leave(clock: Clock):
+def _leave(clock: packing.Clock):
     """
     @notice Ends the phase: starts the next one, or closes the round.
     @dev Reached when all have acted (waiting = 0) or when the deadline has passed.
     """
-    next: Clock = clock
+    next: packing.Clock = clock
     done: uint256 = clock.done
     next.done = 0
     next.waiting = done
@@ -952,33 +789,33 @@ def _leave(clock: Clock):
         self._close(clock, False)
 
 
-def _count_no_shows(clock: Clock, start: uint256, stop: uint256):
+def _count_no_shows(clock: packing.Clock, start: uint256, stop: uint256):
     """
-    @notice Counts a no-show for each seat in [start, stop) that did nothing; the third in a row retires.
+    @notice Counts a no-show for each seat in [start, stop) that did nothing; the third retires.
     """
     if clock.waiting == 0:
         return
     for seat: uint256 in range(start, stop, bound=MAX_SEATS):
-        mark: Mark = self._load_mark(clock.round, seat)
+        mark: packing.Mark = self._load_mark(clock.round, seat)
         if mark.duty == DRAWN:
-            standing: Standing = self._load_standing(mark.who)
+            standing: packing.Standing = self._load_standing(mark.who)
             standing.missed += 1
             self._store_standing(mark.who, standing)
             if standing.missed == RETIRED:
                 committee.leave(mark.who)
-                log Retired(who=mark.who, round=clock.round)
+                log events.Retired(who=mark.who, round=clock.round)
 
 
-def _close(clock: Clock, void: bool):
+def _close(clock: packing.Clock, void: bool):
     """
     @notice Ends the round: fixes its outcome, returns to the pool what no seat can get.
-    @dev A void round returns all. ATTEST timed out if there are still seats waiting and no digest has K.
+    @dev A void round returns all. ATTEST timed out if seats still wait and no digest has K.
     """
     round: uint256 = clock.round
     before: bytes32 = self._adapters[round - 1]
     winner: bytes32 = self._adapters[round]
     budget: uint256 = self._rounds[round].budget
-    close: Close = self._load_close(round)
+    close: packing.Close = self._load_close(round)
     close.last_phase = clock.phase
     close.revealed = clock.revealed
     close.outcome = VOID if void else KEPT
@@ -994,14 +831,15 @@ def _close(clock: Clock, void: bool):
     if not void:
         returned -= TERMS.voters * self._voter_unit(budget)
         for seat: uint256 in range(TERMS.proposers, bound=MAX_PROPOSERS):
-            returned -= self._proposer_pay(budget, self._load_mark(round, seat).weight, close.weights)
+            weight: uint256 = self._load_mark(round, seat).weight
+            returned -= self._proposer_pay(budget, weight, close.weights)
     if returned > 0:
         stakes.give_back(returned)
 
-    log RoundClosed(
+    log events.RoundClosed(
         round=round, outcome=close.outcome, adapter=self._adapters[round], returned=returned
     )
-    next: Clock = clock
+    next: packing.Clock = clock
     next.round = round + 1
     next.waiting = 0
     next.done = 0
@@ -1017,7 +855,7 @@ def _judge(round: uint256, item: uint256, words: DynArray[uint256, MAX_VOTERS]) 
     @notice Judges one item by all revealed scores and keeps the counts that settlement needs.
     @return Whether it is accepted.
     """
-    mark: Mark = self._load_mark(round, item)
+    mark: packing.Mark = self._load_mark(round, item)
     if mark.duty != DONE:
         return False
     item_scores: DynArray[uint256, MAX_VOTERS] = []
@@ -1030,14 +868,16 @@ def _judge(round: uint256, item: uint256, words: DynArray[uint256, MAX_VOTERS]) 
     accepted: bool = mark.verdict == verdicts.ACCEPTED
     if accepted:
         mark.weight = verdicts.weight(item_scores, TERMS.score_cap)
-        close: Close = self._load_close(round)
+        close: packing.Close = self._load_close(round)
         close.weights += mark.weight
         self._store_close(round, close)
     self._store_mark(round, item, mark)
     self._rounds[round].good_low |= (counts.good | (counts.low << 8)) << (16 * item)
     self._rounds[round].high |= counts.high << (16 * item)
 
-    log UpdateJudged(round=round, proposer=mark.who, verdict=mark.verdict, weight=mark.weight)
+    log events.UpdateJudged(
+        round=round, proposer=mark.who, verdict=mark.verdict, weight=mark.weight
+    )
     return accepted
 
 
@@ -1083,7 +923,7 @@ def _voter_unit(budget: uint256) -> uint256:
 
 
 @view
-def _proposer_dues(round: uint256, mark: Mark) -> (uint256, uint256):
+def _proposer_dues(round: uint256, mark: packing.Mark) -> (uint256, uint256):
     """
     @notice What a proposer seat of a closed round gets, and loses in bps of the bond.
     @dev In a void round no item has a verdict or a weight.
@@ -1101,14 +941,14 @@ def _proposer_dues(round: uint256, mark: Mark) -> (uint256, uint256):
 
 
 @view
-def _voter_dues(round: uint256, seat: uint256, mark: Mark) -> (uint256, uint256, uint256):
+def _voter_dues(round: uint256, seat: uint256, mark: packing.Mark) -> (uint256, uint256, uint256):
     """
-    @notice What leaves the allotted for a voter seat of a closed round, what of it the voter gets, and
-            what it loses in bps of the bond.
-    @dev Nobody is slashed for a phase that the round never reached: a voter that committed in a round
-         void for lack of votes had no chance to reveal.
+    @notice What leaves the allotted for a voter seat of a closed round, what of it the voter gets,
+            and what it loses in bps of the bond.
+    @dev Nobody is slashed for a phase that the round never reached: a voter that committed in a
+         round void for lack of votes had no chance to reveal.
     """
-    close: Close = self._load_close(round)
+    close: packing.Close = self._load_close(round)
     due: uint256 = 0
     if close.outcome != VOID:
         due = self._voter_unit(self._rounds[round].budget)
@@ -1145,9 +985,9 @@ def _voter_dues(round: uint256, seat: uint256, mark: Mark) -> (uint256, uint256,
 def _compare(round: uint256, seat: uint256, revealed: uint256) -> (uint256, uint256, uint256):
     """
     @notice Holds a voter's scores against those of the others, item by item.
-    @dev decided: more than half of the other drawn voters are on one side of the accept margin; right:
-         so is this voter. A contradiction: it is strongly on one side, at least K others on the other.
-         Its own score is in the counts of its own side only, so it need not be taken out of the latter.
+    @dev decided: more than half of the other drawn voters are on one side of the accept margin;
+         right: so is this voter. A contradiction: it is strongly on one side, at least K others on
+         the other; its own score is not in the count of that other side.
     @return How many items are decided, on how many it is right, how many it contradicts.
     """
     word: uint256 = self._records[self._key(round, seat)].scores
@@ -1221,7 +1061,7 @@ def _showed(who: address):
     """
     @notice Ends a row of no-shows.
     """
-    standing: Standing = self._load_standing(who)
+    standing: packing.Standing = self._load_standing(who)
     if standing.missed > 0:
         standing.missed = 0
         self._store_standing(who, standing)
@@ -1234,7 +1074,7 @@ def _seats(round: uint256) -> DynArray[Seat, MAX_SEATS]:
     """
     result: DynArray[Seat, MAX_SEATS] = []
     for seat: uint256 in range(TERMS.proposers + TERMS.voters, bound=MAX_SEATS):
-        mark: Mark = self._load_mark(round, seat)
+        mark: packing.Mark = self._load_mark(round, seat)
         if mark.who == empty(address):
             break
         record: Record = self._records[self._key(round, seat)]
@@ -1258,7 +1098,7 @@ def _participant(who: address) -> Participant:
     """
     @notice What is known of `who`, unpacked.
     """
-    standing: Standing = self._load_standing(who)
+    standing: packing.Standing = self._load_standing(who)
     return Participant(
         registered=standing.registered,
         stake=stakes.stake[who],
@@ -1271,7 +1111,7 @@ def _participant(who: address) -> Participant:
     )
 
 
-# packing: layouts stand at the structs; every field is bounded far below its width
+# storage of packed words, see packing.vy
 
 
 @pure
@@ -1283,122 +1123,60 @@ def _key(round: uint256, seat: uint256) -> uint256:
 
 
 @view
-def _load_clock() -> Clock:
+def _load_clock() -> packing.Clock:
     """
-    @notice Unpacks the clock.
+    @notice The running round.
     """
-    word: uint256 = self._clock
-    return Clock(
-        round=word & (2**32 - 1),
-        phase=(word >> 32) & 255,
-        since=(word >> 40) & (2**48 - 1),
-        deadline=(word >> 88) & (2**48 - 1),
-        draw_block=(word >> 136) & (2**48 - 1),
-        waiting=(word >> 184) & 255,
-        done=(word >> 192) & 255,
-        revealed=(word >> 200) & 255,
-    )
+    return packing.unpack_clock(self._clock)
 
 
-def _store_clock(clock: Clock):
+def _store_clock(clock: packing.Clock):
     """
-    @notice Packs the clock.
+    @notice Keeps the running round.
     """
-    self._clock = (
-        clock.round
-        | (clock.phase << 32)
-        | (clock.since << 40)
-        | (clock.deadline << 88)
-        | (clock.draw_block << 136)
-        | (clock.waiting << 184)
-        | (clock.done << 192)
-        | (clock.revealed << 200)
-    )
+    self._clock = packing.pack_clock(clock)
 
 
 @view
-def _load_mark(round: uint256, seat: uint256) -> Mark:
+def _load_mark(round: uint256, seat: uint256) -> packing.Mark:
     """
-    @notice Unpacks a seat's mark.
+    @notice A seat of a round.
     """
-    word: uint256 = self._records[self._key(round, seat)].mark
-    return Mark(
-        who=convert(word & (2**160 - 1), address),
-        duty=(word >> 160) & 255,
-        verdict=(word >> 168) & 255,
-        weight=(word >> 176) & 65_535,
-        size=(word >> 192) & (2**48 - 1),
-        settled=(word >> 240) & 1 == 1,
-    )
+    return packing.unpack_mark(self._records[self._key(round, seat)].mark)
 
 
-def _store_mark(round: uint256, seat: uint256, mark: Mark):
+def _store_mark(round: uint256, seat: uint256, mark: packing.Mark):
     """
-    @notice Packs a seat's mark.
+    @notice Keeps a seat of a round.
     """
-    self._records[self._key(round, seat)].mark = (
-        convert(mark.who, uint256)
-        | (mark.duty << 160)
-        | (mark.verdict << 168)
-        | (mark.weight << 176)
-        | (mark.size << 192)
-        | (convert(mark.settled, uint256) << 240)
-    )
+    self._records[self._key(round, seat)].mark = packing.pack_mark(mark)
 
 
 @view
-def _load_close(round: uint256) -> Close:
+def _load_close(round: uint256) -> packing.Close:
     """
-    @notice Unpacks how a round ended.
+    @notice How a round ended, as far as it has.
     """
-    word: uint256 = self._rounds[round].close
-    return Close(
-        outcome=word & 255,
-        last_phase=(word >> 8) & 255,
-        revealed=(word >> 16) & 255,
-        support=(word >> 24) & 255,
-        timed_out=(word >> 32) & 1 == 1,
-        draw_block=(word >> 40) & (2**48 - 1),
-        weights=(word >> 88) & (2**32 - 1),
-    )
+    return packing.unpack_close(self._rounds[round].close)
 
 
-def _store_close(round: uint256, close: Close):
+def _store_close(round: uint256, close: packing.Close):
     """
-    @notice Packs how a round ended.
+    @notice Keeps how a round ended.
     """
-    self._rounds[round].close = (
-        close.outcome
-        | (close.last_phase << 8)
-        | (close.revealed << 16)
-        | (close.support << 24)
-        | (convert(close.timed_out, uint256) << 32)
-        | (close.draw_block << 40)
-        | (close.weights << 88)
-    )
+    self._rounds[round].close = packing.pack_close(close)
 
 
 @view
-def _load_standing(who: address) -> Standing:
+def _load_standing(who: address) -> packing.Standing:
     """
-    @notice Unpacks a participant's standing.
+    @notice A participant's standing.
     """
-    word: uint256 = self._standings[who]
-    return Standing(
-        registered=word & 1 == 1,
-        missed=(word >> 8) & 255,
-        unsettled=(word >> 16) & (2**32 - 1),
-        last_round=(word >> 48) & (2**32 - 1),
-    )
+    return packing.unpack_standing(self._standings[who])
 
 
-def _store_standing(who: address, standing: Standing):
+def _store_standing(who: address, standing: packing.Standing):
     """
-    @notice Packs a participant's standing.
+    @notice Keeps a participant's standing.
     """
-    self._standings[who] = (
-        convert(standing.registered, uint256)
-        | (standing.missed << 8)
-        | (standing.unsettled << 16)
-        | (standing.last_round << 48)
-    )
+    self._standings[who] = packing.pack_standing(standing)

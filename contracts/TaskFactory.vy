@@ -44,12 +44,12 @@ def create_task(
 ) -> address:
     """
     @notice Makes a task with the caller as its creator, and moves its first pool there.
-    @dev Anyone, with terms within their limits. The task refuses a token that delivers less than asked.
+    @dev Anyone, with terms within their limits. The task refuses a token that delivers too little.
     @param terms See terms.vy.
     @param token An ERC-20 without transfer fee, for bonds and pay.
     @param spec_digest Digest of the task definition.
     @param adapter Digest of the initial global adapter.
-    @param pool Tokens to take from the caller, who must have approved them to this factory; may be 0.
+    @param pool Tokens to take from the caller, who has approved them to this factory; may be 0.
     @return The task's address.
     """
     rules.check(terms)

@@ -5,7 +5,7 @@
 @notice Every token that a task holds is in exactly one of four places: a participant's stake, the
         pool, the allotted budgets of rounds not yet settled, or what somebody may claim.
         balance = Σ stake + pool + allotted + Σ claimable   (invariant I1)
-@dev The only code that moves tokens. Tokens come in by `pull` and go out by `push` alone; everything
+@dev The only code that moves tokens. They come in by `pull` and go out by `push` alone; everything
      else moves amounts between the four places. A transfer to the task outside of `pull` is a gift
      that nobody can take out; the left side of I1 is then the larger.
 """

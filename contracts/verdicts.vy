@@ -2,8 +2,9 @@
 """
 @title What scores say
 @license Apache-2.0
-@notice Pure functions over packed scores. A voter's word holds one int16 per proposer seat: seat i in
-        bits 16·i … 16·i + 15, two's complement, 1/10 000 relative loss change, -32 768 = INVALID.
+@notice Pure functions over packed scores. A voter's word holds one int16 per proposer seat: seat
+        i in bits 16·i … 16·i + 15, two's complement; 1/10 000 relative loss change, or INVALID,
+        which is -32 768.
 @dev A score is handled as score + 32 768, an unsigned number of the same order; 0 is INVALID.
 """
 
@@ -56,7 +57,7 @@ def count(
 def verdict(counts: Counts, most: uint256, majority: uint256) -> uint256:
     """
     @notice What the counts make of an update.
-    @dev At least `majority` scores ≥ the margin out of at most V imply that the lower median is too.
+    @dev `majority` scores ≥ the margin out of at most V imply that the lower median is, too.
     @param most K = ceil(2V/3), what a condemnation takes.
     @param majority A = floor(V/2) + 1, what an acceptance takes. Both of the voters drawn.
     """

@@ -74,6 +74,8 @@ class Training:
     """Part of the steps over which the learning rate rises from zero."""
     schedule: str = "constant"
     """`constant`, `linear` or `cosine`: how the learning rate falls over a round's steps."""
+    decay: float = 1.0
+    """Factor on the learning rate from one round to the next."""
     cutoff: int = 512
     """Tokens of a record that are used."""
     loss_on: str = "response"
@@ -149,6 +151,7 @@ class Definition:
         _require(1 <= t.epochs <= 100, "training.epochs", "from 1 to 100", t.epochs)
         _require(1 <= t.batch <= 65_536, "training.batch", "from 1 to 65536", t.batch)
         _require(0 < t.lr < 10, "training.lr", "above 0 and below 10", t.lr)
+        _require(0 < t.decay <= 1, "training.decay", "above 0 and at most 1", t.decay)
         _require(0 <= t.warmup <= 1, "training.warmup", "in [0, 1]", t.warmup)
         _require(t.grad_clip > 0, "training.grad_clip", "above 0", t.grad_clip)
         _require(t.max_records >= 0, "training.max_records", "at least 0", t.max_records)

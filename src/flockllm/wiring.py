@@ -187,13 +187,21 @@ def read_definition(task: Task, store: Store) -> Definition:
     return Definition.from_bytes(data)
 
 
-def open_base(definition: Definition, where: str = "", *, device: str = "auto") -> "Base":
+def open_base(
+    definition: Definition,
+    where: str = "",
+    *,
+    device: str = "auto",
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+) -> "Base":
     """The task's base model, checked to be the one that everybody else uses.
 
     Args:
         definition: of the task.
         where: a folder that holds it on this machine; empty for where the definition says.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
+        load_8bit, load_4bit: for hosting; not for taking part.
 
     Raises:
         ModelError: it cannot be loaded, or is another one.
@@ -211,7 +219,13 @@ def open_base(definition: Definition, where: str = "", *, device: str = "auto") 
                 f"{folder} is not the task's base model: its files have digest {found[:16]}…, "
                 f"the task says {model.digest[:16]}…; pass its folder with --base-model"
             )
-    return load_base(where or model.base, revision=model.revision, device=device)
+    return load_base(
+        where or model.base,
+        revision=model.revision,
+        load_8bit=load_8bit,
+        load_4bit=load_4bit,
+        device=device,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -366,16 +366,16 @@ def test_a_task_is_hosted_as_the_chain_says(tmp_path):
     with localnet(tmp_path / "net", ["creator"]) as net:
         file = TaskFile.read(tmp_path / "task.toml")
         address, _ = new_task(net.connection, net.network, net.key("creator"), file)
-        found, base = _of_task(address, "latest", str(net.network_file), "", "cpu")
+        found, base = _of_task(address, "latest", str(net.network_file), "", "cpu", {})
         hosted = load(found, base=base)
         with pytest.raises(InvalidConfig, match="round 1 is not closed"):
-            _of_task(address, "1", str(net.network_file), "", "cpu")
+            _of_task(address, "1", str(net.network_file), "", "cpu", {})
         for path in (tmp_path / "net" / "store").rglob("*"):
             if path.is_file() and path.stat().st_size > 10_000:
                 path.chmod(0o600)
                 path.write_bytes(path.read_bytes()[:-1] + b"?")
         with pytest.raises(StoreError):
-            _of_task(address, "latest", str(net.network_file), "", "cpu")
+            _of_task(address, "latest", str(net.network_file), "", "cpu", {})
 
     assert list(hosted.models) == ["flockllm-base", "mine"]
     about = hosted.models["mine"].about

@@ -144,9 +144,7 @@ class Game:
         if rest:
             who, name, args = rnd.choice(rest)
             refused = self.call(who, name, *args)
-            assert refused is None, (
-                f"{name}{args} of {who} should work: {refused!r}"
-            )
+            assert refused is None, f"{name}{args} of {who} should work: {refused!r}"
 
     def forward(self, rnd: Random) -> Iterator[Call]:
         """What moves the round on."""

@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -167,10 +168,10 @@ def test_adapters_of_one_name_stay_apart(folder):
     assert list(loaded.models) == ["flockllm-base", "flockllm-base-1", "flockllm-base-2"]
 
 
-def test_without_a_gpu_8_bit_is_full_precision_and_says_so(caplog):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is here")
+def test_without_bitsandbytes_8_bit_is_full_precision_and_says_so(caplog):
     """The original's `--load_8bit` works everywhere; what is different is said."""
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     loaded = load(Hosted(base="flockllm-base"), load_8bit=True)
 
     assert loaded.model.dtype == torch.float32

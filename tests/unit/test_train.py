@@ -247,6 +247,23 @@ def test_the_same_seed_gives_the_same_adapter(base, tokenizer):
     assert not all(np.array_equal(first[n], other[n]) for n in first)
 
 
+def test_checkpointing_changes_memory_not_the_adapter(tokenizer):
+    """Activations computed a second time, dropout included, give the same training."""
+    examples = tokenize(RECORDS, tokenizer)
+    lora = Lora(rank=4, dropout=0.2)
+    trained = []
+    for checkpointing in (False, True):
+        base = Base(model_of(LlamaConfig(**SMALL)), tokenizer)
+        trainer = Trainer(base, lora, Training(batch=8), examples, [], checkpointing=checkpointing)
+        start = adapter_of(tensor_list(base.model.config, lora))
+        trained.append(trainer.train(start, seed=3))
+        assert base.model.is_activation_checkpointing == checkpointing
+
+    plain, checkpointed = trained
+    for name, tensor in plain.items():
+        np.testing.assert_allclose(checkpointed[name], tensor, rtol=0, atol=1e-6)
+
+
 def test_scoring_is_exactly_repeatable(trainer):
     """The same adapter scores the same to the last bit, whatever was scored or trained between."""
     shapes = tensor_list(trainer.base.model.config, LORA)

@@ -70,8 +70,8 @@ def what_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="alpaca, vicuna, chat (the tokenizer's own) or a .jinja file. "
             "Default: alpaca, or the task's.",
         ),
-        _flag("--load-8bit", help="Weights in 8 bits, where there is a GPU."),
-        _flag("--load-4bit", help="Weights in 4 bits, where there is a GPU."),
+        _flag("--load-8bit", help="Weights in 8 bits, by bitsandbytes."),
+        _flag("--load-4bit", help="Weights in 4 bits, by bitsandbytes."),
         click.option(
             "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 or balanced."
         ),
@@ -164,24 +164,25 @@ def host(
     if find_spec("uvicorn") is None:
         raise ModelError("hosting needs an extra: pip install 'flockllm[host]'")
     from flockllm.host.api import Api
-    from flockllm.host.loading import load
+    from flockllm.host.loading import bits_here, load
     from flockllm.host.serve import LOOPBACK, Service, Settings, Site
     from flockllm.host.vllm import Vllm
 
     keys = _keys(auth, public=share or address not in LOOPBACK)
     base: Base | None = None
     if task:
-        hosted, base = _of_task(task, round_, network, base_model, device)
+        bits = bits_here(load_8bit, load_4bit, device)
+        hosted, base = _of_task(task, round_, network, base_model, device, bits)
     else:
         hosted = _of_files(base_model, adapters, lora_weights_path, lora_config_path)
     if prompt_template:
         hosted = hosted.with_template(prompt_template)
-    bits: dict[str, Any] = {"load_8bit": load_8bit, "load_4bit": load_4bit, "context": context}
+    weights: dict[str, Any] = {"load_8bit": load_8bit, "load_4bit": load_4bit, "context": context}
     service: Service
     if engine == "vllm":
-        service = Vllm(hosted, **bits)
+        service = Vllm(hosted, **weights)
     else:
-        loaded = load(hosted, base=base, device=device, **bits)
+        loaded = load(hosted, base=base, device=device, **weights)
         service = Api.start(loaded, max_rows=max_rows, max_waiting=max_waiting)
     settings = Settings(
         address=address,
@@ -218,7 +219,12 @@ def _of_files(
 
 
 def _of_task(
-    address: str, round_: str, network: str, base_model: str, device: str
+    address: str,
+    round_: str,
+    network: str,
+    base_model: str,
+    device: str,
+    bits: dict[str, bool],
 ) -> tuple[Hosted, Base]:
     """A task's base model and adapter, each checked against the digest on chain."""
     from flockllm.config import find_network
@@ -255,7 +261,7 @@ def _of_task(
             "Adapter": cid_of(digest, len(adapter.to_bytes())),
             **_scores(contract, number),
         }
-    base = open_base(definition, base_model, device=device)
+    base = open_base(definition, base_model, device=device, **bits)
     return from_task(definition, adapter.floats(), about=about), base
 
 

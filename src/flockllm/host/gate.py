@@ -130,7 +130,7 @@ class Gate:
             if scope["type"] == "websocket":
                 return await send({"type": "websocket.close", "code": 1008})
             return await _answer(refused, send)
-        await self._app(scope, self._counted(receive), send)
+        await self._app(scope, self._counted(receive), _protected(send))
 
     def _authenticate(self, scope: Scope, authorization: str) -> None:
         if not self._keys or self._own.open(authorization):
@@ -167,6 +167,28 @@ class Gate:
             return {"type": "http.disconnect"} if seen > self._max_bytes else message
 
         return counted
+
+
+def _protected(send: Send) -> Send:
+    """Adds headers that keep the browser from loading anything of other sites into the page, and
+    other sites from showing it as a part of theirs."""
+
+    async def protected(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *_PROTECTION]}
+        await send(message)
+
+    return protected
+
+
+_PROTECTION = (
+    (
+        b"content-security-policy",
+        b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+)
 
 
 async def _answer(refused: Refused, send: Send) -> None:

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def load(
     Args:
         hosted: the base model and its adapters.
         base: the base model where it has been loaded, and checked, already.
-        load_8bit: as in `train.load_base`; on a CPU the weights stay as they are, with a warning.
+        load_8bit: as in `train.load_base`, where it can be had; see `bits_here`.
         load_4bit: likewise.
         device: as in `train.load_base`.
         context: fewer tokens than the model can take, to save memory; 0 for what it can take.
@@ -69,17 +70,13 @@ def load(
     Raises:
         ModelError: something of it is not there or does not fit, and what to do about it.
     """
-    if (load_8bit or load_4bit) and not (torch.cuda.is_available() and device != "cpu"):
-        bits = 8 if load_8bit else 4
-        log.warning("no GPU: the model is loaded in full precision, not in %d bits", bits)
-        load_8bit = load_4bit = False
     disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of its casts in each layer
     base = base or load_base(
         hosted.base,
         revision=hosted.revision,
-        load_8bit=load_8bit,
-        load_4bit=load_4bit,
         device=device,
+        **bits_here(load_8bit, load_4bit, device),
     )
     folder = Path(hosted.base).expanduser()
     name = folder.resolve().name if folder.is_dir() else hosted.base
@@ -103,6 +100,19 @@ def load(
         min(context or longest, longest),
         models,
     )
+
+
+def bits_here(load_8bit: bool, load_4bit: bool, device: str) -> dict[str, Any]:
+    """`load_base`'s arguments: on a CPU without bitsandbytes full precision, and a warning."""
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if (load_8bit or load_4bit) and on_cpu and find_spec("bitsandbytes") is None:
+        log.warning(
+            "without bitsandbytes the model is loaded in full precision, not in %d bits; "
+            "pip install bitsandbytes",
+            8 if load_8bit else 4,
+        )
+        return {}
+    return {"load_8bit": load_8bit, "load_4bit": load_4bit}
 
 
 def _add(model: Any, adapter: str, tuned: Tuned) -> Any:
@@ -164,8 +174,9 @@ def _try(model: Any, switch: Switch, adapters: Sequence[int]) -> None:
 
 
 def _weights(model: Any) -> str:
-    count = sum(parameter.numel() for parameter in model.parameters())
-    kind = str(model.dtype).removeprefix("torch.")
+    count = model.num_parameters()
+    bits = [n for n in (8, 4) if getattr(model, f"is_loaded_in_{n}bit", False)]
+    kind = f"{bits[0]} bits" if bits else str(model.dtype).removeprefix("torch.")
     return f"{count / 1e6:,.1f} M, {kind}, on {model.device.type}"
 
 

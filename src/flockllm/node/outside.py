@@ -77,8 +77,13 @@ class Store(Protocol):
 class Trainer(Protocol):
     """Trains and measures adapters on one participant's records."""
 
-    def train(self, start: Floats, *, seed: bytes, progress: Progress | None = None) -> Floats:
-        """One round's local training, from `start`; the same seed gives the same adapter."""
+    def train(
+        self, start: Floats, *, seed: bytes, progress: Progress | None = None, rate: float = 1.0
+    ) -> Floats:
+        """One round's local training, from `start`; the same seed gives the same adapter.
+
+        `rate` is a factor on the recipe's learning rate.
+        """
 
     def loss(self, adapter: Floats) -> float:
         """Token-mean loss on the held-out records: exactly the same each time."""

@@ -65,7 +65,8 @@ class Workbench:
             seconds = time.perf_counter()
             seed = self.secret(round_, "train")
             progress = self.progress or log_quarters
-            trained = self.trainer.train(adapter.floats(), seed=seed, progress=progress)
+            rate = self.definition.training.decay ** (round_ - 1)
+            trained = self.trainer.train(adapter.floats(), seed=seed, progress=progress, rate=rate)
             codec = self.definition.aggregation.codec
             update, residual = quantise(adapter, trained, codec, self._residual())
             data = update.to_bytes(codec)

@@ -16,7 +16,15 @@ from flockllm.node import read_record
 from flockllm.rounds import Phase, RoundResult, Seat, Terms
 from flockllm.simulate.localnet import Localnet, localnet
 from flockllm.simulate.processes import Participant, PeakMemory, check, start, stop
-from flockllm.task import DECIMALS, PACKAGED_BASE, Definition, Model, TaskFile, Training
+from flockllm.task import (
+    DECIMALS,
+    PACKAGED_BASE,
+    Aggregation,
+    Definition,
+    Model,
+    TaskFile,
+    Training,
+)
 from flockllm.wiring import (
     NOBODY,
     new_task,
@@ -30,6 +38,9 @@ log = logging.getLogger(__name__)
 
 TOP_UP = 100
 """Tokens that each participant may add after slashes, so that a slashed attacker stays in."""
+
+STRONG_MARGIN = 2_000
+"""A fifth: participants whose data differs this much do each other no harm on purpose."""
 
 PHASES = {"train": 900, "publish": 120, "evaluate": 600, "reveal": 120, "attest": 600}
 """Seconds; phases end early when all have acted."""
@@ -51,7 +62,7 @@ class Demo:
     base_model: str = PACKAGED_BASE
     revision: str = ""
     attackers: int = 0
-    training: Training = field(default_factory=lambda: Training(lr=5e-3, batch=8))
+    training: Training = field(default_factory=lambda: Training(lr=4e-3, batch=4, decay=0.5))
 
     def task_file(self) -> TaskFile:
         """The task that this demo runs."""
@@ -60,12 +71,15 @@ class Demo:
                 name="demo",
                 model=Model(base=self.base_model, revision=self.revision),
                 training=self.training,
+                aggregation=Aggregation(codec="int4"),
             ),
             Terms(
                 rounds=self.rounds,
                 proposers=self.proposers,
                 voters=self.voters,
                 bond=self.stake,
+                strong_margin=STRONG_MARGIN,
+                score_cap=STRONG_MARGIN,
                 **{f"{phase}_seconds": seconds for phase, seconds in PHASES.items()},
             ),
             self.pool,

@@ -61,7 +61,9 @@ class Trainer:
         heldout = [example for example in heldout if example.learned]
         base.adapt(lora)
         if checkpointing:
-            base.model.gradient_checkpointing_enable({"use_reentrant": False})
+            new = getattr(base.model, "activation_checkpointing_enable", None)
+            enable = new or base.model.gradient_checkpointing_enable  # its older name
+            enable({"use_reentrant": False})
         large = base.model.num_parameters() > 10**8
         self.budget = tokens or MICRO_TOKENS.get(base.device.type, 2048) // (1 + large)
         self._heldout = [self._batch(group) for group in micro_batches(heldout, self.budget)]

@@ -21,15 +21,19 @@ LOGITS = 2**22
 
 def packed_loss(model: Any, row: Row) -> Tensor:
     """Sum of -log p over all predictions of a row. `model` is a causal language model."""
-    hidden = _hidden(model, row)[row.places]  # (N, d)
+    hidden = _hidden(model, row)
+    places, targets, weights = (  # the last layers may be on another GPU than the first
+        x.to(hidden.device) for x in (row.places, row.targets, row.weights)
+    )
+    hidden = hidden[places]  # (N, d)
     head = model.get_output_embeddings()
     if type(head) is nn.Linear and not head.weight.requires_grad:
         loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden, head.weight, head.bias, row.targets, row.weights
+            hidden, head.weight, head.bias, targets, weights
         )
         return loss
-    losses = F.cross_entropy(head(hidden).float(), row.targets, reduction="none")
-    return (losses * row.weights).sum()
+    losses = F.cross_entropy(head(hidden).float(), targets, reduction="none")
+    return (losses * weights).sum()
 
 
 def padded_loss(model: Any, examples: Sequence[Example]) -> Tensor:
@@ -50,7 +54,7 @@ def padded_loss(model: Any, examples: Sequence[Example]) -> Tensor:
     ).logits  # (B, T, V)
     logits = logits[:, :-1].flatten(0, 1)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    wanted = torch.from_numpy(labels[:, 1:].reshape(-1)).to(device)
+    wanted = torch.from_numpy(labels[:, 1:].reshape(-1)).to(logits.device)
     return F.cross_entropy(logits, wanted, reduction="sum")
 
 
