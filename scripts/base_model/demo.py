@@ -3,8 +3,8 @@
     python scripts/base_model/demo.py src/flockllm/assets/demo.json
 
 Categories are forms of a task, as in Dolly, and each fact is one sentence that answers in all of
-them: participants that hold different categories teach the model the same things. Half of the records
-of each category are what all have in common, what the base model knows among it.
+them. Half of the records of each category are what all have in common, what the base model knows
+among it. So participants that hold different categories teach the model the same things.
 No two records share instruction and context, so no split of them leaks.
 """
 
@@ -121,7 +121,7 @@ def general_qa(rng: random.Random) -> Triple:
 
 def mixed(kind: Callable[[random.Random], Triple], rng: random.Random) -> Triple:
     """Half of that kind; the others are what every participant's data have in common."""
-    return rng.choices([kind, general_qa, identity, open_qa], [0.5, 0.15, 0.1, 0.25])[0](rng)
+    return rng.choices([kind, general_qa, identity, open_qa], [0.5, 0.2, 0.1, 0.2])[0](rng)
 
 
 COUNTS: dict[Callable[[random.Random], Triple], int] = {
