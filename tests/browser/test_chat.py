@@ -38,7 +38,7 @@ from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _collected():
-    """What Gradio leaves open is collected here, where its warnings are known, not in later tests."""
+    """What Gradio leaves open is collected here, where its warnings are known."""
     yield
     gc.collect()
 
