@@ -61,7 +61,7 @@ def open_connection(network: Network) -> Connection:
 
 def open_content(network: Network) -> Store:
     """The network's store."""
-    return open_store(network.store)
+    return open_store(network.store, network.gateways)
 
 
 def open_task(
