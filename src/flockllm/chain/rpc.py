@@ -267,7 +267,12 @@ def _dial(url: str) -> ClientConnection:
     try:
         # Compression costs more than it saves here; answers with many logs may be large.
         socket = open_websocket(
-            url, open_timeout=5, close_timeout=0.1, max_size=2**28, compression=None
+            url,
+            open_timeout=5,
+            close_timeout=0.1,
+            max_size=2**28,
+            compression=None,
+            ping_interval=None,  # nobody reads while its owner trains: a lost line shows when used
         )
         return socket.__enter__()  # left by `close`: it lives as long as the `Connection`
     except InvalidURI as e:

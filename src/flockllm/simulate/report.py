@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-QUESTIONS = 4
+QUESTIONS = 6
 """Answers of both models that the report shows at the most."""
 
 Row = dict[str, Any]
