@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -48,6 +49,12 @@ def loaded():
     torch.set_num_threads(1)
     yield load(hosted())
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def endless(loaded):
+    """The same, but its answers end only where they must."""
+    return replace(loaded, ends=frozenset())
 
 
 @pytest.fixture(scope="module")
@@ -292,10 +299,10 @@ def test_a_page_elsewhere_cannot_reach_a_server_without_key(loaded):
     assert here.status_code == 200
 
 
-def test_a_busy_server_says_when_to_come_back(loaded):
+def test_a_busy_server_says_when_to_come_back(endless):
     """429 with Retry-After, and OpenAI's client knows what it means."""
     with (
-        Site(Api.start(loaded, max_rows=1, max_waiting=1), Settings(port=0, page=False)) as site,
+        Site(Api.start(endless, max_rows=1, max_waiting=1), Settings(port=0, page=False)) as site,
         openai.OpenAI(base_url=f"{site.url}/v1", api_key="-", max_retries=0) as client,
     ):
         long = {"stream": True, "max_tokens": 900, "temperature": 2.0, "seed": 1}
@@ -310,7 +317,7 @@ def test_a_busy_server_says_when_to_come_back(loaded):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_stops_its_answer(loaded, stream):
+def test_a_client_that_leaves_stops_its_answer(endless, stream):
     """Whether it streams or waits, nothing is computed for somebody who is gone."""
     body = {"model": "tuned", "messages": QUESTION, "max_tokens": 900, "temperature": 2.0}
 
@@ -322,7 +329,7 @@ def test_a_client_that_leaves_stops_its_answer(loaded, stream):
                 await asyncio.sleep(0.01)
             task.cancel()
 
-    with Site(Api.start(loaded), Settings(port=0, page=False)) as site:
+    with Site(Api.start(endless), Settings(port=0, page=False)) as site:
         asyncio.run(leave(f"{site.url}/v1/chat/completions"))
         wait_for(lambda: not site.service.engine.running)
 
@@ -398,7 +405,7 @@ def test_ctrl_c_stops_at_once_while_streaming(tmp_path):
         with httpx.stream(
             "POST",
             f"{url}/v1/chat/completions",
-            json=body | {"max_tokens": 1000, "temperature": 2, "seed": 1},
+            json=body | {"max_tokens": 1000, "temperature": 2, "seed": 1, "n": 16},
         ) as stream:
             lines = stream.iter_lines()
             next(lines)

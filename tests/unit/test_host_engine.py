@@ -1,5 +1,6 @@
 """Many sequences in one batch answer as each would alone, on tiny random models."""
 
+import time
 from queue import SimpleQueue
 
 import numpy as np
@@ -125,8 +126,8 @@ def alone(peft, adapter, prompt, **options):
 class Asked:
     """An engine, and a way to wait for all answers."""
 
-    def __init__(self, model, switch, **options):
-        self.engine = Engine(model, switch, Numbers(), frozenset({END}), **options)
+    def __init__(self, model, switch, ends=(END,), **options):
+        self.engine = Engine(model, switch, Numbers(), frozenset(ends), **options)
         self.pieces = SimpleQueue()
 
     def submit(self, asks):
@@ -222,6 +223,8 @@ def test_a_cancelled_answer_is_never_heard_of_again(asked):
     long = Ask(prompt=PROMPTS[0], choice=Choice(max_tokens=10_000, temperature=2.0, seed=1))
     for answer in asked.submit([long] * 16):  # every row there is
         answer.cancel()
+    while asked.engine.running or asked.engine.waiting:
+        time.sleep(0.01)
     while not asked.pieces.empty():
         asked.pieces.get()
 
@@ -233,7 +236,7 @@ def test_a_cancelled_answer_is_never_heard_of_again(asked):
 
 def test_too_many_are_refused_and_none_of_them_kept(llama):
     """A full queue refuses a request as a whole."""
-    asked = Asked(llama[1], llama[2], max_rows=1, max_waiting=3)
+    asked = Asked(llama[1], llama[2], ends=(), max_rows=1, max_waiting=3)
     long = Ask(prompt=PROMPTS[0], choice=Choice(max_tokens=100_000, temperature=2.0, seed=1))
     with pytest.raises(Busy):
         asked.submit([long] * 4)

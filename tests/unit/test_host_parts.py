@@ -355,7 +355,7 @@ def test_examples_are_the_first_of_each_category(tmp_path):
     path.write_text("\n".join(map(json.dumps, records)))
 
     assert _examples(str(path), "anything") == [("one", ""), ("three", "")]
-    assert len(_examples(None, "flockllm-base")) == 8
+    assert 3 < len(_examples(None, "flockllm-base")) <= 8
     assert _examples(None, "another") == []
 
 
