@@ -3,7 +3,7 @@
     python scripts/base_model/demo.py src/flockllm/assets/demo.json
 
 Categories are forms of a task, as in Dolly, and each fact is one sentence that answers in all of
-them. Half of the records of each category are what all have in common, what the base model knows
+them. Two in three records of each category are what all have in common, what the base model knows
 among it. So participants that hold different categories teach the model the same things.
 No two records share instruction and context, so no split of them leaks.
 """
@@ -120,8 +120,8 @@ def general_qa(rng: random.Random) -> Triple:
 
 
 def mixed(kind: Callable[[random.Random], Triple], rng: random.Random) -> Triple:
-    """Half of that kind; the others are what every participant's data have in common."""
-    return rng.choices([kind, general_qa, identity, open_qa], [0.5, 0.2, 0.1, 0.2])[0](rng)
+    """A third of that kind; the others are what every participant's data have in common."""
+    return rng.choices([kind, general_qa, identity, open_qa], [0.35, 0.2, 0.1, 0.35])[0](rng)
 
 
 COUNTS: dict[Callable[[random.Random], Triple], int] = {
