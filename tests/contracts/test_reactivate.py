@@ -40,6 +40,7 @@ def test_reactivating_starts_anew():
     """The count is zero, the place is the last."""
     play, who = retired()
     play.task.reactivate(sender=who)
+    assert [type(event).__name__ for event in play.task.get_logs()] == ["Reactivated"]
     assert play.view(who).me.missed == 0
     assert play.view(who).me.index == play.state.active == 2
     with boa.reverts("task: not retired"):
