@@ -325,13 +325,15 @@ def test_a_client_that_leaves_stops_its_answer(endless, stream):
         async with httpx.AsyncClient() as client:
             request = client.build_request("POST", url, json=body | {"stream": stream, "seed": 1})
             task = asyncio.create_task(client.send(request, stream=True))
-            while not site.service.engine.running:
+            while not (running := site.service.engine.running):
                 await asyncio.sleep(0.01)
             task.cancel()
+            return running[0]
 
     with Site(Api.start(endless), Settings(port=0, page=False)) as site:
-        asyncio.run(leave(f"{site.url}/v1/chat/completions"))
+        answer = asyncio.run(leave(f"{site.url}/v1/chat/completions"))
         wait_for(lambda: not site.service.engine.running)
+        assert answer.told < 900
 
 
 def test_a_server_elsewhere_is_served_as_ours(loaded, site):

@@ -300,6 +300,19 @@ def test_beams_show_only_what_all_of_them_share():
     assert told
 
 
+def test_a_beam_search_ends_when_nothing_can_win_any_more():
+    """With enough finished beams that are better than any that goes on, it does not go on."""
+    beams = Beams(Choice(beams=2, max_tokens=1000), frozenset({END}))
+    logits = torch.zeros(1, 5)
+    logits[0, END] = 4.0
+    rows = steps = 1
+    while not beams.finish:
+        rows, steps = len(beams.advance(logits.expand(rows, -1))), steps + 1
+
+    assert steps < 10
+    assert beams.tokens == []
+
+
 def test_common_prefix():
     """The shortest sequence limits it; what is known is not looked at again."""
     assert common_prefix([[1, 2, 3], [1, 2], [1, 2, 4]]) == [1, 2]

@@ -54,10 +54,11 @@ class Answer:
     def __init__(self, ask: Ask, emit: Emit, tokenizer: Any, ends: frozenset[int]) -> None:
         self.ask = ask
         self.rows = 1
+        self.told = 0
+        """Tokens of the answer so far."""
         self._emit = emit
         self._decoder: Decoder = decoder(ask.choice, ends)
         self._text = Text(tokenizer, ask.stops)
-        self._told = 0
         self.cancelled = False
 
     def cancel(self) -> None:
@@ -70,18 +71,18 @@ class Answer:
             return []
         moves = self._decoder.advance(logits)
         tokens, finish = self._decoder.tokens, self._decoder.finish
-        text = self._text.add(tokens[self._told :], last=bool(finish))
-        self._told = len(tokens)
+        text = self._text.add(tokens[self.told :], last=bool(finish))
+        self.told = len(tokens)
         if self._text.stopped:
             finish = "stop"
         if text or finish:
-            self._emit(Piece(text, self._told, finish))
+            self._emit(Piece(text, self.told, finish))
         return [] if finish else moves
 
     def end(self, finish: str) -> None:
         """Ends the answer where it is."""
         if not self.cancelled:
-            self._emit(Piece("", self._told, finish))
+            self._emit(Piece("", self.told, finish))
 
 
 class Engine:
@@ -140,9 +141,9 @@ class Engine:
         return len(self._waiting)
 
     @property
-    def running(self) -> int:
+    def running(self) -> Sequence[Answer]:
         """Answers that have rows."""
-        return len(self._running)
+        return tuple(self._running)
 
     def close(self) -> None:
         """Ends all answers at once; may be called from a signal handler."""
