@@ -1,6 +1,6 @@
 """Which branches of Task and its modules are taken both ways, by the tests and by played games.
 
-    python -m fuzz.coverage --games 20
+    python -m fuzz.coverage
 
 A branch is a conditional jump that the compiler's source map ascribes to an `if`, `assert`, `for`,
 `and`/`or` or conditional expression; it has two ways. Jumps of the compiler's own (overflow checks,
@@ -120,7 +120,7 @@ def branches() -> tuple[int, dict[int, Any]]:
 def main() -> None:
     """Plays, and lists what was never taken."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--games", type=int, default=20)
+    parser.add_argument("--games", type=int, default=8)
     parser.add_argument("--least", type=float, default=95, help="fail below so many percent")
     options = parser.parse_args()
     size, counted = branches()
