@@ -18,6 +18,17 @@ lint: .venv/.test
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/build_contracts.py --check
 
+fuzz: .venv/.test ## a million calls against contract and model, coverage, mutants (an hour)
+	$(BIN)/python -m fuzz.campaign --calls 1000000
+	$(BIN)/python -m fuzz.coverage
+	$(BIN)/python scripts/mutate_contract.py --count 130 --seed 2
+
+soak: .venv/.test ## the slow tests: many kills, real IPFS peers, reorganisations
+	$(BIN)/pytest -m slow
+
+bench: .venv/.test ## what benchmarks/README.md quotes, but for training on data of your own
+	for script in protocol codecs aggregation hosting; do $(BIN)/python benchmarks/$$script.py; done
+
 clean:
 	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
