@@ -55,7 +55,7 @@ SWAPS = {
     "False": ("True",),
 }
 TOKEN = re.compile(
-    r"[+\-|^]=|//|<<|>>|[<>=!]=|[<>+\-*|&]|\b(?:and|or|not|min|True|False|\d[\d_]*)\b"
+    r"[+\-|^]=|//|\*\*|<<|>>|[<>=!]=|[<>+\-*|&]|\b(?:and|or|not|min|True|False|\d[\d_]*)\b"
 )
 
 
@@ -95,7 +95,7 @@ def _changed(line: str, code: str) -> Iterator[str]:
         here = found[0]
         if here == "-" and code[found.start() :].startswith("->"):
             continue
-        for other in SWAPS.get(here) or (str(int(here) + 1),):
+        for other in SWAPS.get(here, (str(int(here) + 1),) if here[0].isdigit() else ()):
             yield line[: found.start()] + other + line[found.end() :]
     indent = re.match(r" *", line)[0]  # type: ignore[index]
     statement = code.strip()
@@ -109,8 +109,8 @@ def _changed(line: str, code: str) -> Iterator[str]:
 
 
 @cache
-def blueprint_of(folder: Path) -> bytes:
-    """The deployment bytes of the sources in a folder."""
+def compiled(folder: Path) -> tuple[bytes, bytes]:
+    """Deployment and running code of the sources in a folder; the former carries their hash."""
     sys.path.insert(0, str(ROOT / "scripts"))
     from vyper.compiler import CompilerData
     from vyper.compiler.input_bundle import FilesystemInputBundle
@@ -119,7 +119,7 @@ def blueprint_of(folder: Path) -> bytes:
 
     bundle = FilesystemInputBundle([folder])
     data = CompilerData(bundle.load_file("Task.vy"), input_bundle=bundle)
-    return blueprint(data.bytecode)
+    return blueprint(data.bytecode), data.bytecode_runtime
 
 
 def judge(mutant: Mutant, games: int, tests: bool) -> str:
@@ -135,10 +135,10 @@ def judge(mutant: Mutant, games: int, tests: bool) -> str:
         (folder / mutant.file).write_text("\n".join(lines) + "\n")
         if mutant.file in PLAYED:
             try:
-                code = blueprint_of(folder)
+                code, running = compiled(folder)
             except (Exception, SystemExit):  # whatever the compiler says
                 return "invalid"
-            if code == blueprint_of(SOURCES):  # never: it carries a hash of the sources
+            if running == compiled(SOURCES)[1]:
                 return "invalid"
             for seed in range(games):
                 try:
