@@ -47,7 +47,8 @@ clean:
 .venv/.test: .venv/.run
 	@echo "Installing what the tests need …"
 	@$(BIN)/pip install -q -c constraints.txt -e '.[host,parquet,s3]' --group dev
-	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
-	  || { apt-get update -qq; apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
-	  || echo "Chromium could not be installed: the browser tests are skipped"
+	@for need in chromium:chromium bwrap:bubblewrap; do \
+	  command -v $${need%:*} >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
+	  || { apt-get update -qq; apt-get install -y -qq --no-install-recommends $${need#*:} >/dev/null; } \
+	  || echo "$${need#*:} could not be installed: the tests that need it are skipped"; done
 	@touch $@

@@ -598,7 +598,8 @@ def next_action(
     late = bool(state.deadline) and now >= state.deadline
     match state.phase:
         case Phase.FINISHED | Phase.CANCELLED:
-            return Stop() if not view.me.unsettled else Wait()
+            open_seats = any(not seat.settled for seats in past.values() for seat in seats)
+            return Wait() if open_seats or view.me.unsettled else Stop()
         case Phase.IDLE:
             missing = terms.bond - view.me.stake
             topped_up = view.me.deposited - terms.bond

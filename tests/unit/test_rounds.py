@@ -358,6 +358,14 @@ def test_own_seats_are_settled_first_and_never_during_a_draw():
     assert decide(Phase.IDLE, past=done, now=1_100) == Settle(1, OTHER)
 
 
+def test_nobody_leaves_before_the_no_shows_of_the_last_round_have_paid():
+    """Who has gone does not settle its own seat: whoever stays does, for the keeper's share."""
+    gone = {1: [seat(OTHER), seat(ME, settled=True)]}
+    assert isinstance(decide(Phase.FINISHED, past=gone), Wait)
+    assert decide(Phase.FINISHED, past=gone, now=1_100) == Settle(1, OTHER)
+    assert decide(Phase.FINISHED, past={1: [seat(settled=True)]}, now=1_100) == Stop()
+
+
 def test_topping_up_stays_below_its_limit():
     """Money is added only as far as one has allowed."""
     poor = replace(MEMBER, stake=TERMS.bond - 30, index=0)

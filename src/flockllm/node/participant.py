@@ -72,7 +72,7 @@ class Node:
     _story: tuple[int, Phase] | None = None
 
     def run(self) -> None:
-        """Takes part until the task is over and every own seat is settled."""
+        """Takes part until the task is over and every seat of its last rounds is settled."""
         pause = 1.0
         while True:
             try:
