@@ -158,13 +158,17 @@ def bubblewrap(job: Job) -> Started:
     arguments += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--clearenv"]
     for name, value in job.environment().items():
         arguments += ["--setenv", name, value]
+    in_tmp = [bind for bind in binds if Path(TMP) in Path(bind[1]).parents]
     for source, place in binds:
-        arguments += ["--ro-bind", source, place]
+        if (source, place) not in in_tmp:
+            arguments += ["--ro-bind", source, place]
     for target, place in links:
         arguments += ["--symlink", target, place]
     arguments += ["--proc", "/proc", "--dev", "/dev"]
     arguments += ["--size", scratch, "--tmpfs", SHM, "--remount-ro", "/dev"]
     arguments += ["--size", scratch, "--tmpfs", TMP]
+    for source, place in in_tmp:
+        arguments += ["--ro-bind", source, place]
 
     with ExitStack() as stack:
         calls = stack.enter_context(_file(program()))
