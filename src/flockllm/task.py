@@ -83,6 +83,13 @@ class Training:
     max_records: int = 0
     """Records per epoch at the most, drawn anew each round; 0 for all."""
     grad_clip: float = 1.0
+    factors: str = "both"
+    """What learns of B A: `both`; `B`, while A stays as the task's seed drew it, so that averaging
+    is exact (FFA-LoRA, Sun et al., 2024); or `in turns`, B first (RoLoRA, Chen et al., 2024)."""
+
+    def factors_in(self, round_: int) -> str:
+        """The factors that learn in a round, counted from 1: `A`, `B` or `AB`."""
+        return {"both": "AB", "B": "B", "in turns": "AB"[round_ % 2]}[self.factors]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +169,7 @@ class Definition:
         if self.code.image:
             _require(self.code.size > 0, "code.size", "the archive's bytes", self.code.size)
         _one_of("training.loss_on", t.loss_on, ("response", "all"))
+        _one_of("training.factors", t.factors, ("both", "B", "in turns"))
         _one_of("training.schedule", t.schedule, ("constant", "linear", "cosine"))
         e = self.evaluation
         _require(0 < e.heldout < 1, "evaluation.heldout", "between 0 and 1", e.heldout)

@@ -341,6 +341,26 @@ def test_proximal_term_holds_the_adapter_back(trainer):
     assert held < free
 
 
+@pytest.mark.parametrize(("factors", "still"), [("B", "A"), ("A", "B")])
+def test_only_the_factors_that_are_named_learn(base, tokenizer, factors, still):
+    """The other one keeps its bits, and learns again in the next training of both."""
+    recipe = Training(lr=1e-2, batch=4)
+    trainer = Trainer(base, LORA, recipe, tokenize(RECORDS, tokenizer), [])
+    start = trainer.train(base.adapter(), seed=1)
+    moved = trainer.train(start, seed=2, factors=factors)
+    for name, tensor in moved.items():
+        assert (tensor == start[name]).all() == (f".lora_{still}." in name), name
+    both = trainer.train(start, seed=2)
+    assert not any((both[name] == start[name]).all() for name in both)
+
+
+def test_a_recipe_says_what_learns_in_a_round():
+    """`in turns` begins with B: beside a B of zeros, A has no gradient."""
+    assert [Training(factors="in turns").factors_in(n) for n in (1, 2, 3)] == ["B", "A", "B"]
+    assert Training().factors_in(1) == "AB"
+    assert Training(factors="B").factors_in(2) == "B"
+
+
 def test_learning_rate_follows_the_recipe():
     """A linear rise, then the schedule, down to just above zero at the last step."""
     rates = {

@@ -78,11 +78,17 @@ class Trainer(Protocol):
     """Trains and measures adapters on one participant's records."""
 
     def train(
-        self, start: Floats, *, seed: bytes, progress: Progress | None = None, rate: float = 1.0
+        self,
+        start: Floats,
+        *,
+        seed: bytes,
+        progress: Progress | None = None,
+        rate: float = 1.0,
+        factors: str = "AB",
     ) -> Floats:
         """One round's local training, from `start`; the same seed gives the same adapter.
 
-        `rate` is a factor on the recipe's learning rate.
+        `rate` is a factor on the recipe's learning rate, `factors` what learns of B A.
         """
 
     def loss(self, adapter: Floats) -> float:

@@ -65,8 +65,14 @@ class Workbench:
             seconds = time.perf_counter()
             seed = self.secret(round_, "train")
             progress = self.progress or log_quarters
-            rate = self.definition.training.decay ** (round_ - 1)
-            trained = self.trainer.train(adapter.floats(), seed=seed, progress=progress, rate=rate)
+            recipe = self.definition.training
+            trained = self.trainer.train(
+                adapter.floats(),
+                seed=seed,
+                progress=progress,
+                rate=recipe.decay ** (round_ - 1),
+                factors=recipe.factors_in(round_),
+            )
             codec = self.definition.aggregation.codec
             update, residual = quantise(adapter, trained, codec, self._residual())
             data = update.to_bytes(codec)

@@ -118,13 +118,15 @@ class LoraProduct(torch.autograd.Function):
         a, b, inner, dropped, mask = ctx.saved_tensors
         g = outer[0].flatten(0, -2)  # (T, out)
         gb = ctx.scale * (g @ b)  # (T, r)
-        into_x = None
+        into_x = into_a = into_b = None
         if ctx.needs_input_grad[0]:
             into_x = _gradient(outer[0], ctx.weight)
             through = (gb @ a).view(into_x.shape)
             into_x = into_x.add_(through) if mask is None else into_x.addcmul_(through, mask)
-        into_a = gb.T @ dropped.flatten(0, -2)
-        into_b = (g.T @ inner).mul_(ctx.scale)
+        if ctx.needs_input_grad[3]:
+            into_a = gb.T @ dropped.flatten(0, -2)
+        if ctx.needs_input_grad[4]:
+            into_b = (g.T @ inner).mul_(ctx.scale)
         return into_x, None, None, into_a, into_b, None, None, None
 
 

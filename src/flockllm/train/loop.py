@@ -77,6 +77,7 @@ class Trainer:
         progress: Progress | None = None,
         rate: float = 1.0,
         proximal: float = 0.0,
+        factors: str = "AB",
     ) -> dict[str, NDArray[np.float32]]:
         """One participant's local training in one round; the same seed gives the same adapter.
 
@@ -86,6 +87,7 @@ class Trainer:
             progress: called after every optimizer step.
             rate: factor on the recipe's learning rate, for schedules over rounds.
             proximal: μ of FedProx (Li et al., 2020), which adds μ/2 · ‖adapter - start‖².
+            factors: of the product B A, which ones learn: `AB`, `A` or `B`.
 
         Raises:
             ModelError: `start` does not fit, there is nothing to train on, or the loss is no
@@ -95,11 +97,15 @@ class Trainer:
             raise ModelError("nothing to train on: no record has a response within the cutoff")
         recipe = self.training
         model = self._with(start)
-        parameters = list(self.base.parameters.values())
+        parameters = [
+            parameter
+            for name, parameter in self.base.parameters.items()
+            if any(f".lora_{factor}." in name for factor in factors)
+        ]
         origin = [parameter.detach().clone() for parameter in parameters] if proximal else []
         optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.0)
         model.train()
-        with self._deterministic(seed) as random:
+        with self._deterministic(seed) as random, self._only(parameters):
             steps = list(self._steps(random))
             for step, batch in enumerate(steps):
                 for group in optimizer.param_groups:
@@ -147,6 +153,18 @@ class Trainer:
             self.loss({name: tensor + delta[name] for name, tensor in current.items()})
             for delta in deltas
         ]
+
+    @contextmanager
+    def _only(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Gradients for these tensors of the adapter and no others."""
+        rest = [p for p in self.base.parameters.values() if all(p is not q for q in parameters)]
+        for parameter in rest:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in rest:
+                parameter.requires_grad_(True)
 
     def _with(self, adapter: Floats) -> Any:
         model = self.base.adapt(self.lora)
