@@ -21,6 +21,7 @@ from flockllm.task import (
     PACKAGED_BASE,
     Aggregation,
     Definition,
+    Lora,
     Model,
     TaskFile,
     Training,
@@ -62,7 +63,10 @@ class Demo:
     base_model: str = PACKAGED_BASE
     revision: str = ""
     attackers: int = 0
-    training: Training = field(default_factory=lambda: Training(lr=4e-3, batch=4, decay=0.5))
+    lora: Lora = field(default_factory=lambda: Lora(rank=64))
+    training: Training = field(
+        default_factory=lambda: Training(factors="B", lr=5e-2, batch=4, decay=0.5)
+    )
 
     def task_file(self) -> TaskFile:
         """The task that this demo runs."""
@@ -70,6 +74,7 @@ class Demo:
             Definition(
                 name="demo",
                 model=Model(base=self.base_model, revision=self.revision),
+                lora=self.lora,
                 training=self.training,
                 aggregation=Aggregation(codec="int4"),
             ),
