@@ -16,9 +16,9 @@ from flockllm.adapter import Adapter, Update, quantise
 from flockllm.aggregate import RULES
 from flockllm.data import Record
 from flockllm.node.seat import TWIN_COSINE
-from flockllm.rounds import INVALID, Terms, Verdict, judge, score
+from flockllm.rounds import BPS, INVALID, Terms, Verdict, judge, score
 from flockllm.task import Definition
-from flockllm.train.base import Base
+from flockllm.train.base import Base, Floats
 from flockllm.train.data import split, tokenize
 from flockllm.train.loop import Trainer
 
@@ -48,6 +48,8 @@ class Federation:
     test: Sequence[Record]
     """Records that nobody trains on."""
     attackers: Mapping[int, Poison] = field(default_factory=dict)
+    cabal: bool = False
+    """Whether attackers that vote praise each other and condemn the rest, or vote honestly."""
 
     def __post_init__(self) -> None:
         self._trainers = [self._trainer(own, bytes([i])) for i, own in enumerate(self.clients)]
@@ -68,54 +70,67 @@ class Federation:
             self.base, self.definition.lora, self.definition.training, [], self._tokens(records)
         )
 
-    def play(
-        self, adapter: Adapter, terms: Terms, seed: int, *, vote: bool = True, **train: Any
-    ) -> Played:
+    def train(self, adapter: Adapter, client: int, seed: int, **options: Any) -> Floats:
+        """A client's local training from an adapter; `options` are those of `Trainer.train`."""
+        return self._trainers[client].train(
+            adapter.floats(), seed=f"{seed}/{client}".encode(), **options
+        )
+
+    def update(self, adapter: Adapter, client: int, seed: int, **options: Any) -> Update:
+        """What that client publishes: its training, rounded by the codec with error feedback."""
+        moved = self.train(adapter, client, seed, **options)
+        update, self._residuals[client] = quantise(
+            adapter, moved, self.definition.aggregation.codec, self._residuals.get(client)
+        )
+        return update
+
+    def combine(
+        self, adapter: Adapter, updates: Sequence[Update], weights: Sequence[int]
+    ) -> Adapter:
+        """The next adapter by the definition's rule; the same one if there is no update."""
+        return RULES[self.definition.aggregation.rule](adapter, updates, weights)
+
+    def play(self, adapter: Adapter, terms: Terms, seed: int, **options: Any) -> Played:
         """One round: draw, train, score, judge, aggregate.
 
         Args:
             adapter: the current one.
             terms: seats and margins.
             seed: of the committee, and of training.
-            vote: without it, everything is accepted.
-            train: passed on to `Trainer.train`.
+            options: of `Trainer.train`.
         """
         drawn = random.Random(seed).sample(range(len(self.clients)), terms.committee)
         proposers, voters = drawn[: terms.proposers], drawn[terms.proposers :]
-        codec = self.definition.aggregation.codec
-        updates = []
-        for client in proposers:
-            moved = self._trainers[client].train(adapter.floats(), seed=seed, **train)
-            update, self._residuals[client] = quantise(
-                adapter, moved, codec, self._residuals.get(client)
-            )
-            updates.append(update)
+        updates = [self.update(adapter, client, seed, **options) for client in proposers]
+        honest = [u for u, c in zip(updates, proposers, strict=True) if c not in self.attackers]
         for at, client in enumerate(proposers):
             if client in self.attackers:
-                others = [u for i, u in enumerate(updates) if proposers[i] not in self.attackers]
-                updates[at] = self.attackers[client](adapter, updates[at], others)
+                updates[at] = self.attackers[client](adapter, updates[at], honest)
 
-        scores = [self._scores(adapter, updates, voter) for voter in voters] if vote else []
-        by_item = tuple(zip(*scores, strict=True)) if vote else ((),) * len(updates)
+        scores = [self._scores(adapter, updates, voter, proposers) for voter in voters]
+        by_item = tuple(zip(*scores, strict=True))
         judged = [judge(terms, item) for item in by_item]
         accepted = [
             (update, judgement.weight)
             for update, judgement in zip(updates, judged, strict=True)
-            if not vote or judgement.verdict == Verdict.ACCEPTED
+            if judgement.verdict == Verdict.ACCEPTED
         ]
-        if accepted:
-            rule = RULES[self.definition.aggregation.rule]
-            adapter = rule(adapter, [u for u, _ in accepted], [w for _, w in accepted])
+        after = self.combine(adapter, [u for u, _ in accepted], [w for _, w in accepted])
+        codec = self.definition.aggregation.codec
         return Played(
-            adapter,
+            after,
             tuple(proposers),
             tuple(j.verdict for j in judged),
             by_item,
             sum(len(u.to_bytes(codec)) for u in updates),
         )
 
-    def _scores(self, adapter: Adapter, updates: Sequence[Update], voter: int) -> list[int]:
-        """An honest voter's scores, as `Workbench.vote` gives them."""
+    def _scores(
+        self, adapter: Adapter, updates: Sequence[Update], voter: int, proposers: Sequence[int]
+    ) -> list[int]:
+        """A voter's scores: an honest one's as `Workbench.vote` gives them."""
+        if self.cabal and voter in self.attackers:
+            return [BPS if proposer in self.attackers else -BPS for proposer in proposers]
         trainer = self._trainers[voter]
         before = trainer.loss(adapter.floats())
         scores = [
