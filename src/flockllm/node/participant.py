@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from flockllm.cid import cid_of, digest_of
 from flockllm.errors import ChainError, Reverted, StoreError
 from flockllm.node.journal import Journal
-from flockllm.node.outside import Bench, Blocks, Head, Task
+from flockllm.node.outside import Bench, Blocks, Head, Task, Work
 from flockllm.rounds import (
     RETIRED,
     Action,
@@ -69,6 +69,7 @@ class Node:
     """The most to add to the stake after slashes, in the token's smallest unit."""
     _past: dict[int, Sequence[Seat]] = field(default_factory=dict)
     _seen_rounds: int | None = None
+    _trained: tuple[int, Work] | None = None
     _story: tuple[int, Phase] | None = None
 
     def run(self) -> None:
@@ -145,7 +146,7 @@ class Node:
     # Proposer
 
     def _propose(self, round_: int, current: bytes) -> None:
-        trained = self.bench.train(round_, current)
+        trained = self._train(round_, current)
         log.info(
             "trained: held-out %.4f → %.4f (score %+d), update of %s",
             trained.before,
@@ -161,7 +162,7 @@ class Node:
         self.task.commit_update(round_, self._commitment(round_, digest, "update"))
 
     def _publish(self, round_: int, current: bytes, committed: bytes) -> None:
-        data = self.bench.train(round_, current).data
+        data = self._train(round_, current).data
         digest = digest_of(data)
         if self._commitment(round_, digest, "update") != committed:
             log.error("my update was lost and did not train to the same bytes: staying silent")
@@ -170,6 +171,12 @@ class Node:
         self.bench.store.put(data)
         self.task.publish_update(round_, digest, len(data), self.bench.secret(round_, "update"))
         log.info("published update %s (%s)", cid_of(digest, len(data)), _size(len(data)))
+
+    def _train(self, round_: int, current: bytes) -> Work:
+        """Trained and measured once; after a restart, measured again."""
+        if not self._trained or self._trained[0] != round_:
+            self._trained = round_, self.bench.train(round_, current)
+        return self._trained[1]
 
     # Voter
 

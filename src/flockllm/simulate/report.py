@@ -137,15 +137,19 @@ def _seconds(run: "Run", number: int) -> Row:
     """
     mine: list[Row] = [r for own in run.records.values() for r in own if r.get("round") == number]
 
-    def slowest(*names: str) -> float:
-        per_participant = [
-            sum(r["seconds"] for r in own if r.get("round") == number and r["event"] in names)
+    def slowest(*names: str) -> list[float]:
+        """Seconds of each of these, by the participant who took the longest for all of them."""
+        by_participant = [
+            [
+                sum(r["seconds"] for r in own if r.get("round") == number and r["event"] == name)
+                for name in names
+            ]
             for own in run.records.values()
         ]
-        return max(per_participant, default=0.0)
+        return max(by_participant, key=sum)
 
-    train, evaluate = slowest("trained"), slowest("checked") + slowest("scored")
-    evaluate += slowest("aggregated", "judged")
+    train, checked = slowest("trained", "checked")
+    evaluate = checked + sum(slowest("scored")) + sum(slowest("aggregated", "judged"))
     times = [r["time"] for r in mine if r["event"] == "phase" and r["phase"] != "IDLE"]
     later = [
         r["time"]
