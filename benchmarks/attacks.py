@@ -154,7 +154,7 @@ def run(attack: str, setting: Setting, seed: int) -> Outcome:
     base = load_base("flockllm-base", device="cpu")
     lora, training = DEMO.lora, DEMO.training
     if setting.both:
-        lora, training = Lora(), replace(training, factors="both", lr=8e-3)
+        lora, training = Lora(rank=16), replace(training, factors="both", lr=8e-3)
     training = replace(training, max_records=setting.share, cutoff=128, decay=0.8)
     definition = replace(
         DEMO,

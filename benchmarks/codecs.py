@@ -192,7 +192,7 @@ def train(
 ) -> tuple[float, float]:
     """Loss after the last round, and mean bytes of an update."""
     codec, feedback = way
-    lora = Lora()
+    lora = Lora(rank=16)
     shapes = tensor_list("flockllm-base", lora)
     recipe = Training(lr=RATE, max_records=arguments.max_records)
     allocation = allocate(records, CLIENTS, "shards", seed=seed)

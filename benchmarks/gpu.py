@@ -133,13 +133,13 @@ def ours(model, checkpointing: bool, length: int):
     if model.device.type == "cuda":
         use_liger(model)
     base = Base(model, None)
-    base.adapt(Lora())
+    base.adapt(Lora(rank=16))
     start = base.adapter()
 
     def train(examples) -> None:
         options = {"tokens": TOKENS, "checkpointing": checkpointing}
         recipe = Training(batch=len(examples) // 2, cutoff=length)
-        Trainer(base, Lora(), recipe, examples, [], **options).train(start, seed=0)
+        Trainer(base, Lora(rank=16), recipe, examples, [], **options).train(start, seed=0)
 
     return train
 

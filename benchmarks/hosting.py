@@ -39,7 +39,7 @@ from flockllm.train.base import load_base, locate, tensor_list
 from flockllm.train.generate import generate
 
 QUESTION = "Write a short story about a dog that lives near the sea."
-LORA = Lora()
+LORA = Lora(rank=16)
 SHAPES = {
     "hidden_size": 576,
     "intermediate_size": 1536,

@@ -138,7 +138,7 @@ def ours(base_ref: str, records: list, loss_on: str) -> dict[str, float]:
     tokenized = time.perf_counter()
 
     heldout = examples[: max(8, len(examples) // 10)]
-    trainer = Trainer(base, Lora(), Training(loss_on=loss_on), examples, heldout)
+    trainer = Trainer(base, Lora(rank=16), Training(loss_on=loss_on), examples, heldout)
     steps: list[float] = []
     cpu = time.process_time()
     trained = trainer.train(

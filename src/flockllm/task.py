@@ -55,7 +55,7 @@ class Model:
 class Lora:
     """The low-rank update `B @ A` (Hu et al., 2021) that is trained and exchanged."""
 
-    rank: int = 16
+    rank: int = 64
     alpha: int = 16
     dropout: float = 0.05
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -68,8 +68,8 @@ class Training:
     epochs: int = 1
     batch: int = 32
     """Records per optimiser step."""
-    lr: float = 3e-4
-    """Peak learning rate of AdamW."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW. Where A learns too, an eighth of what B alone takes."""
     warmup: float = 0.0
     """Part of the steps over which the learning rate rises from zero."""
     schedule: str = "constant"
@@ -83,9 +83,10 @@ class Training:
     max_records: int = 0
     """Records per epoch at the most, drawn anew each round; 0 for all."""
     grad_clip: float = 1.0
-    factors: str = "both"
-    """What learns of B A: `both`; `B`, while A stays as the task's seed drew it, so that averaging
-    is exact (FFA-LoRA, Sun et al., 2024); or `in turns`, B first (RoLoRA, Chen et al., 2024)."""
+    factors: str = "B"
+    """What learns of B A: `B`, while A stays as the task's seed drew it, so that averaging is
+    exact (FFA-LoRA, Sun et al., 2024); `both`; or `in turns`, B first (RoLoRA, Chen et al., 2024).
+    """
 
     def factors_in(self, round_: int) -> str:
         """The factors that learn in a round, counted from 1: `A`, `B` or `AB`."""

@@ -61,8 +61,8 @@ def test_a_definition_has_one_encoding(name, lr, tensors):
     "spoil",
     [
         lambda data: data + b" ",
-        lambda data: data.replace(b'"lr":"0.0003"', b'"lr":0.0003'),
-        lambda data: data.replace(b'"lr":"0.0003"', b'"lr":"3e-4"'),
+        lambda data: data.replace(b'"lr":"0.002"', b'"lr":0.002'),
+        lambda data: data.replace(b'"lr":"0.002"', b'"lr":"2e-3"'),
         lambda data: json.dumps(json.loads(data), indent=1).encode(),
         lambda data: data.replace(b'"protocol":1', b'"protocol":2'),
         lambda data: b"[" * 100_000,

@@ -357,8 +357,8 @@ def test_only_the_factors_that_are_named_learn(base, tokenizer, factors, still):
 def test_a_recipe_says_what_learns_in_a_round():
     """`in turns` begins with B: beside a B of zeros, A has no gradient."""
     assert [Training(factors="in turns").factors_in(n) for n in (1, 2, 3)] == ["B", "A", "B"]
-    assert Training().factors_in(1) == "AB"
-    assert Training(factors="B").factors_in(2) == "B"
+    assert Training().factors_in(2) == "B"
+    assert Training(factors="both").factors_in(1) == "AB"
 
 
 def test_learning_rate_follows_the_recipe():

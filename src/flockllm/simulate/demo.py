@@ -21,7 +21,6 @@ from flockllm.task import (
     PACKAGED_BASE,
     Aggregation,
     Definition,
-    Lora,
     Model,
     TaskFile,
     Training,
@@ -63,10 +62,7 @@ class Demo:
     base_model: str = PACKAGED_BASE
     revision: str = ""
     attackers: int = 0
-    lora: Lora = field(default_factory=lambda: Lora(rank=64))
-    training: Training = field(
-        default_factory=lambda: Training(factors="B", lr=5e-2, batch=4, decay=0.5)
-    )
+    training: Training = field(default_factory=lambda: Training(lr=5e-2, batch=4, decay=0.5))
 
     def task_file(self) -> TaskFile:
         """The task that this demo runs."""
@@ -74,7 +70,6 @@ class Demo:
             Definition(
                 name="demo",
                 model=Model(base=self.base_model, revision=self.revision),
-                lora=self.lora,
                 training=self.training,
                 aggregation=Aggregation(codec="int4"),
             ),
