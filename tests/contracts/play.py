@@ -10,7 +10,8 @@ import boa
 from eth_hash.auto import keccak
 
 from flockllm import rounds
-from flockllm.rounds import Duty, Outcome, Phase, Terms, Verdict
+from flockllm.rounds import Duty, Outcome, Phase, Terms
+from flockllm.simulate.evm import to_seat, to_view
 
 CONTRACTS = Path(
     os.environ.get("FLOCKLLM_CONTRACTS", Path(__file__).resolve().parents[2] / "contracts")
@@ -76,37 +77,16 @@ class Play:
 
     def view(self, who: str = STRANGER) -> rounds.View:
         """What a node sees, as the model's values."""
-        state, seats, mine = self.task.look(who)
-        return rounds.View(
-            state=rounds.State(state[0], Phase(state[1]), *state[2:]),
-            seats=tuple(self._seat(seat) for seat in seats),
-            me=rounds.Participant(*mine),
-        )
+        return to_view(self.task.look(who), self.terms)
 
     def seats(self, number: int) -> tuple[rounds.Seat, ...]:
         """The seats of a round."""
-        return tuple(self._seat(seat) for seat in self.task.seats(number))
+        return tuple(to_seat(seat, self.terms) for seat in self.task.seats(number))
 
     def result(self, number: int) -> rounds.RoundResult:
         """How a round ended."""
         outcome, *rest = self.task.round_result(number)
         return rounds.RoundResult(Outcome(outcome), *rest)
-
-    def _seat(self, seat) -> rounds.Seat:
-        who, voter, duty, commitment, digest, size, scores, verdict, weight, settled = seat
-        revealed = voter and duty == Duty.DONE
-        return rounds.Seat(
-            who=str(who),
-            voter=voter,
-            duty=Duty(duty),
-            commitment=commitment,
-            digest=digest,
-            size=size,
-            scores=rounds.unpack_scores(scores, self.terms.proposers) if revealed else (),
-            verdict=Verdict(verdict),
-            weight=weight,
-            settled=settled,
-        )
 
     @property
     def state(self) -> rounds.State:

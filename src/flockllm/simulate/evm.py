@@ -201,17 +201,12 @@ class Chain:
 
     def view(self, who: str) -> rounds.View:
         """What a node sees."""
-        state, seats, mine = self.call(who, "look", who)
-        return rounds.View(
-            state=rounds.State(state[0], Phase(state[1]), *state[2:]),
-            seats=tuple(self._seat(seat) for seat in seats),
-            me=rounds.Participant(*mine),
-        )
+        return to_view(self.call(who, "look", who), self.terms)
 
     def seats(self, number: int) -> tuple[rounds.Seat, ...]:
         """The seats of a round."""
         (seats,) = self.call(self.creator, "seats", number)
-        return tuple(self._seat(seat) for seat in seats)
+        return tuple(to_seat(seat, self.terms) for seat in seats)
 
     def result(self, number: int) -> rounds.RoundResult:
         """How a round ended."""
@@ -224,18 +219,30 @@ class Chain:
         data = selector + encoded(takes, [self.task])
         return int.from_bytes(self._message(self.creator, self.token, data))
 
-    def _seat(self, seat: Values) -> rounds.Seat:
-        who, voter, duty, commitment, digest, size, scores, verdict, weight, settled = seat
-        revealed = voter and duty == Duty.DONE
-        return rounds.Seat(
-            who=to_checksum_address(who),
-            voter=voter,
-            duty=Duty(duty),
-            commitment=commitment,
-            digest=digest,
-            size=size,
-            scores=rounds.unpack_scores(scores, self.terms.proposers) if revealed else (),
-            verdict=Verdict(verdict),
-            weight=weight,
-            settled=settled,
-        )
+
+def to_view(looked: Values, terms: rounds.Terms) -> rounds.View:
+    """What `look` answers, as the model's values."""
+    state, seats, mine = looked
+    return rounds.View(
+        state=rounds.State(state[0], Phase(state[1]), *state[2:]),
+        seats=tuple(to_seat(seat, terms) for seat in seats),
+        me=rounds.Participant(*mine),
+    )
+
+
+def to_seat(seat: Values, terms: rounds.Terms) -> rounds.Seat:
+    """A seat as the contract tells it, as the model's."""
+    who, voter, duty, commitment, digest, size, scores, verdict, weight, settled = seat
+    revealed = voter and duty == Duty.DONE
+    return rounds.Seat(
+        who=to_checksum_address(who),
+        voter=voter,
+        duty=Duty(duty),
+        commitment=commitment,
+        digest=digest,
+        size=size,
+        scores=rounds.unpack_scores(scores, terms.proposers) if revealed else (),
+        verdict=Verdict(verdict),
+        weight=weight,
+        settled=settled,
+    )
