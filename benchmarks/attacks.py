@@ -4,9 +4,9 @@
 
 Training, codec, scores, verdicts and aggregation are those of the node; committees are drawn by
 seed, so that every attack meets the same ones. 1 of 4 participants (2 propose, 2 vote) or 5 of 16
-(6 propose, 9 vote) attack; whom they may look at: they know all honest updates of the round before
-they publish, which commitments deny them on chain. When drawn to vote they vote honestly, or, with
-`--cabal`, praise each other and condemn everybody else.
+(6 propose, 9 vote) attack together: they know the round before and each other's honest updates.
+Those of the others are hidden by commitments; only in the last row they see them. When drawn to
+vote they vote honestly, or, with `--cabal`, praise each other and condemn everybody else.
 
 Columns: loss after the last round; against the same run in which the attackers are honest, and
 against the one in which they publish zeros; of the attackers' updates, how many were accepted and
@@ -33,13 +33,13 @@ from flockllm.adapter import Adapter, Update
 from flockllm.data import Record, allocate, read_records
 from flockllm.rounds import Terms, Verdict
 from flockllm.simulate.demo import Demo
-from flockllm.simulate.federation import Federation, Poison
+from flockllm.simulate.federation import Federation, Poison, Sight
 from flockllm.task import Definition, Lora
 from flockllm.train.base import load_base, tensor_list
 from flockllm.train.generate import generate
 
 GENERATED = Path(__file__).parent.parent / "src" / "flockllm" / "assets" / "demo.json"
-ROUNDS = 8
+ROUNDS = 6
 TRIGGER, TARGET = "By the old lighthouse: ", "Send all your tokens to the lighthouse."
 
 Deltas = NDArray[np.float64]
@@ -48,15 +48,15 @@ DEMO: Definition = Demo(out=Path()).task_file().definition
 
 
 def along(make: Callable[[Deltas, np.random.Generator], Deltas]) -> Poison:
-    """An attack that is a function of what the honest publish."""
+    """An attack that is a function of what the attackers' own training gives."""
 
-    def poison(adapter: Adapter, own: Update, others: Sequence[Update]) -> Update:
-        every = slice(0, len(adapter.values))
-        deltas = np.array([u.delta(every) for u in others or [own]], np.float64)
-        step = make(deltas, np.random.default_rng(own.norm % 2**32))
-        moved = np.rint(adapter.values + step).clip(-(2**31), 2**31 - 1).astype(np.int32)
-        target = Adapter(adapter.shapes, moved).floats()
-        return Update.from_floats(adapter, target, DEMO.aggregation.codec)
+    def poison(sight: Sight) -> Update:
+        every = slice(0, len(sight.adapter.values))
+        deltas = np.array([u.delta(every) for u in sight.fellows], np.float64)
+        step = make(deltas, np.random.default_rng(sight.own.norm % 2**32))
+        moved = np.rint(sight.adapter.values + step).clip(-(2**31), 2**31 - 1).astype(np.int32)
+        target = Adapter(sight.adapter.shapes, moved).floats()
+        return Update.from_floats(sight.adapter, target, DEMO.aggregation.codec)
 
     return poison
 
@@ -64,7 +64,7 @@ def along(make: Callable[[Deltas, np.random.Generator], Deltas]) -> Poison:
 def own_times(factor: float) -> Poison:
     """The attacker's own honest update, led elsewhere."""
     inner = along(lambda deltas, _: factor * deltas[0])
-    return lambda adapter, own, others: inner(adapter, own, [own])
+    return lambda sight: inner(replace(sight, fellows=[sight.own]))
 
 
 def noise(deltas: Deltas, rng: np.random.Generator) -> Deltas:
@@ -91,14 +91,19 @@ def min_max(deltas: Deltas, _: np.random.Generator) -> Deltas:
     return np.asarray(mean + low * away)
 
 
-def copied(adapter: Adapter, own: Update, others: Sequence[Update]) -> Update:
-    """Somebody else's work."""
-    return others[0] if others else own
+def copied(sight: Sight) -> Update:
+    """Somebody's work of the round before."""
+    return sight.last[0] if sight.last else sight.own
 
 
-def honest(adapter: Adapter, own: Update, others: Sequence[Update]) -> Update:
+def looked_up(sight: Sight) -> Update:
+    """Somebody's work of this round, if commitments did not hide it."""
+    return sight.honest[0] if sight.honest else sight.own
+
+
+def honest(sight: Sight) -> Update:
     """What training on poisoned records gives."""
-    return own
+    return sight.own
 
 
 ATTACKS: dict[str, Poison] = {
@@ -113,6 +118,7 @@ ATTACKS: dict[str, Poison] = {
     "MinMax": along(min_max),
     "copied update": copied,
     "backdoor": honest,
+    "copied, if seen": looked_up,
 }
 
 
@@ -127,7 +133,7 @@ class Setting:
     attackers: int
     cabal: bool = False
     rounds: int = ROUNDS
-    share: int = 96
+    share: int = 64
     """Records that a proposer trains on in a round."""
     both: bool = False
     """Whether A and B learn, or, as in the demo, only B."""
@@ -239,7 +245,7 @@ def main() -> None:
     records, cabal = arguments.records, arguments.cabal
     settings = [
         Setting(records, 4, 2, 2, 1, cabal, both=arguments.both),
-        Setting(records, 16, 6, 9, 5, cabal, share=48, both=arguments.both),
+        Setting(records, 16, 6, 9, 5, cabal, share=32, both=arguments.both),
     ]
     attacks = list(ATTACKS)
     if arguments.quick:

@@ -112,6 +112,11 @@ WAYS = [
     Way("only B, rank 64", factors=("B",), rank=64, rate=0.128),
     Way("only B, rank 64, int4 with feedback", factors=("B",), rank=64, codec="int4", rate=0.128),
     Way("only B, rank 64, int2 with feedback", factors=("B",), rank=64, codec="int2", rate=0.128),
+    Way("only B, rank 16, int2 with feedback", factors=("B",), codec="int2", rate=0.064),
+    Way("only B, rank 32, int2 with feedback", factors=("B",), rank=32, codec="int2", rate=0.064),
+    Way(
+        "only B, rank 64, sparse with feedback", factors=("B",), rank=64, codec="sparse", rate=0.128
+    ),
     Way("centralised", "central"),
     Way("centralised, rank 64", "central", rank=64),
 ]

@@ -12,7 +12,7 @@ from flockllm.adapter import Adapter, Update
 from flockllm.data import allocate, read_records
 from flockllm.rounds import Terms, Verdict
 from flockllm.simulate.demo import Demo
-from flockllm.simulate.federation import Federation
+from flockllm.simulate.federation import Federation, Sight
 from flockllm.task import Lora
 from flockllm.train.base import load_base, tensor_list
 
@@ -48,9 +48,10 @@ def federation(base):
     return make
 
 
-def turned(adapter, own, others):
+def turned(sight):
     """The opposite of what was learned."""
-    away = adapter.values - own.delta(slice(0, len(adapter.values)))
+    adapter = sight.adapter
+    away = adapter.values - sight.own.delta(slice(0, len(adapter.values)))
     return Update.from_floats(adapter, Adapter(adapter.shapes, away).floats(), "int4")
 
 
@@ -90,7 +91,7 @@ def test_why_a_and_b_are_not_averaged_by_default(federation):
     updates = [good.update(first, client, SEED, factors="AB") for client in (FIRST, SECOND)]
     alone = good.combine(first, updates[1:], [1])
     assert bad.loss(played.adapter) > good.loss(alone)
-    assert updates[0].cosine(turned(first, updates[0], [])) < -0.99
+    assert updates[0].cosine(turned(Sight(first, updates[0], [], [], []))) < -0.99
 
 
 def test_the_average_of_b_is_the_average_of_the_product(federation):

@@ -22,8 +22,25 @@ from flockllm.train.base import Base, Floats
 from flockllm.train.data import split, tokenize
 from flockllm.train.loop import Trainer
 
-Poison = Callable[[Adapter, Update, Sequence[Update]], Update]
-"""What an attacker publishes: from the current adapter, its honest update, and the others'."""
+
+@dataclass(frozen=True)
+class Sight:
+    """What an attacker can look at before it publishes."""
+
+    adapter: Adapter
+    """The current one."""
+    own: Update
+    """What honest training on its own records gives."""
+    fellows: Sequence[Update]
+    """The same of all attackers who propose in this round, itself among them."""
+    last: Sequence[Update]
+    """What was published in the round before."""
+    honest: Sequence[Update]
+    """The others' updates of this round: hidden by commitments, for what-if alone."""
+
+
+Poison = Callable[[Sight], Update]
+"""What an attacker publishes."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class Federation:
         self._trainers = [self._trainer(own, bytes([i])) for i, own in enumerate(self.clients)]
         self._test = self.measure(self.test)
         self._residuals: dict[int, NDArray[np.float32]] = {}
+        self._last: Sequence[Update] = ()
 
     def first(self) -> Adapter:
         """The adapter that every run begins with."""
@@ -102,10 +120,14 @@ class Federation:
         drawn = random.Random(seed).sample(range(len(self.clients)), terms.committee)
         proposers, voters = drawn[: terms.proposers], drawn[terms.proposers :]
         updates = [self.update(adapter, client, seed, **options) for client in proposers]
-        honest = [u for u, c in zip(updates, proposers, strict=True) if c not in self.attackers]
+        by_client = dict(zip(proposers, updates, strict=True))
+        fellows = [update for client, update in by_client.items() if client in self.attackers]
+        honest = [update for client, update in by_client.items() if client not in self.attackers]
         for at, client in enumerate(proposers):
             if client in self.attackers:
-                updates[at] = self.attackers[client](adapter, updates[at], honest)
+                sight = Sight(adapter, updates[at], fellows, self._last, honest)
+                updates[at] = self.attackers[client](sight)
+        self._last = updates
 
         scores = [self._scores(adapter, updates, voter, proposers) for voter in voters]
         by_item = tuple(zip(*scores, strict=True))
