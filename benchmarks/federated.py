@@ -41,6 +41,7 @@ SAMPLES = 96
 """Records trained on in a round, by all clients together."""
 BATCH = 4
 TUNING_SEED = 100
+SHAPES = ["4-shards", "16-shards", "4-dirichlet", "16-dirichlet"]
 
 Server = Callable[[NDArray[np.float64], dict[str, Any]], NDArray[np.float64]]
 """(how far the average leads, what the server remembers) → how far to go."""
@@ -278,15 +279,18 @@ def best_rate(name: str, setting: Setting, grid: int) -> tuple[float, list[tuple
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=Path, nargs="+", default=[GENERATED])
-    parser.add_argument("--ways", nargs="+", metavar="TEXT", help="only those with it in the name")
+    parser.add_argument("--ways", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument(
+        "--shapes", nargs="+", default=SHAPES, choices=SHAPES, help="clients and how data is dealt"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--quick", action="store_true", help="two ways, two short rounds, a seed")
     arguments = parser.parse_args()
 
-    ways = [w for w in WAYS if not arguments.ways or any(t in w.name for t in arguments.ways)]
+    ways = [w for w in WAYS if not arguments.ways or w.name in arguments.ways]
     options: dict[str, int] = {}
-    shapes = [(clients, split) for split in ("shards", "dirichlet") for clients in (4, 16)]
+    shapes = arguments.shapes
     if arguments.quick:
         ways, shapes, arguments.seeds = [WAYS[0], WAYS[1], WAYS[-2]], shapes[:1], 1
         options = {"rounds": 2, "samples": 32, "tests": 20}
@@ -305,8 +309,9 @@ def main() -> None:
                 story = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in tried)
                 print(f"{way.name:44}{story}", flush=True)
             print(f"learning rates found in {time.monotonic() - began:.0f} s\n", flush=True)
-            for clients, split in shapes:
-                setting = Setting(str(records), clients, split, **options)
+            for shape in shapes:
+                clients, split = shape.split("-")
+                setting = Setting(str(records), int(clients), split, **options)
                 figures += table(pool, ways, setting, rates, arguments.seeds)
                 if arguments.json:
                     arguments.json.write_text(json.dumps(figures, indent=1))

@@ -4,13 +4,15 @@ Everything else takes its parts as arguments; here they are chosen.
 """
 
 import logging
-import os
 import secrets
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
 
 from flockllm.adapter import Adapter
 from flockllm.adapter.peft import to_peft
@@ -276,7 +278,9 @@ def participate(
         else:
             trainer = _trainer(definition, part, key)
             work = bench(definition, task, store, trainer, journal, secret, progress)
-        journal.record("ready", address=key.address, pid=os.getpid())
+        me = psutil.Process()
+        seconds = time.time() - me.create_time()
+        journal.record("ready", address=key.address, pid=me.pid, seconds=seconds)
         stake(task, key.address, part.stake)
         Node(key.address, task, connection, work, journal, part.top_up).run()
         take_out(task, key.address, leave=part.leave)

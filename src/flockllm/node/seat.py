@@ -64,7 +64,7 @@ class Workbench:
         if data is None:
             seconds = time.perf_counter()
             seed = self.secret(round_, "train")
-            progress = self.progress or log_quarters
+            progress = self._timed(round_, self.progress or log_quarters)
             recipe = self.definition.training
             trained = self.trainer.train(
                 adapter.floats(),
@@ -226,6 +226,17 @@ class Workbench:
             raise StoreError("an accepted update is in no store: the aggregate cannot be computed")
         weights = [weight for _, _, weight in accepted]
         return RULES[self.definition.aggregation.rule](current, usable, weights)
+
+    def _timed(self, round_: int, progress: Progress) -> Progress:
+        """Also records how long it took from here to the end of the first step."""
+        began = time.perf_counter()
+
+        def tell(step: int, steps: int, loss: float) -> None:
+            if step == 1:
+                self._measured("first step", round_, began)
+            progress(step, steps, loss)
+
+        return tell
 
     def _measured(self, event: str, round_: int, since: float, **values: object) -> None:
         seconds = time.perf_counter() - since

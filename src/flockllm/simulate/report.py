@@ -41,6 +41,9 @@ def report(run: "Run") -> Row:
     result: Row = {
         "task": run.task.address,
         "adapter_cid": cid_of(state.adapter, len(adapters[-1].to_bytes())),
+        "ready_seconds": max(
+            row["seconds"] for own in run.records.values() for row in own if row["event"] == "ready"
+        ),
         "base_loss": losses[0],
         "final_loss": losses[-1],
         "wall_seconds": round(run.wall_seconds, 1),
@@ -159,6 +162,7 @@ def _seconds(run: "Run", number: int) -> Row:
     ]
     wall = min(later) - min(times) if times and later else 0.0
     return {
+        "first_step": round(max(slowest("first step")), 3),
         "train": round(train, 3),
         "evaluate": round(evaluate, 3),
         "other": round(wall - train - evaluate, 3),
