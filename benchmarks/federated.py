@@ -283,6 +283,9 @@ def main() -> None:
     parser.add_argument(
         "--shapes", nargs="+", default=SHAPES, choices=SHAPES, help="clients and how data is dealt"
     )
+    parser.add_argument(
+        "--no-search", action="store_true", help="take the learning rates that searches begin with"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--quick", action="store_true", help="two ways, two short rounds, a seed")
@@ -300,9 +303,8 @@ def main() -> None:
         for records in arguments.records:
             tuning = Setting(str(records), 4, "shards", **options)
             began = time.monotonic()
-            searches = [
-                pool.submit(best_rate, w.name, tuning, 2 if arguments.quick else 6) for w in ways
-            ]
+            grid = 0 if arguments.no_search else 2 if arguments.quick else 6
+            searches = [pool.submit(best_rate, w.name, tuning, grid) for w in ways]
             rates = {}
             for way, search in zip(ways, searches, strict=True):
                 rates[way], tried = search.result()
