@@ -118,6 +118,9 @@ WAYS = [
     Way(
         "only B, rank 64, sparse with feedback", factors=("B",), rank=64, codec="sparse", rate=0.128
     ),
+    Way(
+        "only B, rank 32, sparse with feedback", factors=("B",), rank=32, codec="sparse", rate=0.128
+    ),
     Way("centralised", "central"),
     Way("centralised, rank 64", "central", rank=64),
 ]

@@ -110,7 +110,7 @@ class Aggregation:
     """How accepted updates become the next global adapter."""
 
     rule: str = "mean"
-    codec: str = "plain"
+    codec: str = "int4"
     """How updates are written to bytes."""
 
 

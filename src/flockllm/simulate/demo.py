@@ -19,7 +19,6 @@ from flockllm.simulate.processes import Participant, PeakMemory, check, start, s
 from flockllm.task import (
     DECIMALS,
     PACKAGED_BASE,
-    Aggregation,
     Definition,
     Model,
     TaskFile,
@@ -71,7 +70,6 @@ class Demo:
                 name="demo",
                 model=Model(base=self.base_model, revision=self.revision),
                 training=self.training,
-                aggregation=Aggregation(codec="int4"),
             ),
             Terms(
                 rounds=self.rounds,
