@@ -27,6 +27,7 @@ WAYS = {
     "original": "Trainer, padded, loss on all",
     "all": "ours, loss on all",
     "response": "ours, loss on the response",
+    "default": "ours, B alone at rank 64",
 }
 MODELS = {"packaged": (640, 48), "llama-135m": (96, 0)}
 """Model → records trained on, and with --quick; 0: left out."""
@@ -123,7 +124,7 @@ def worker(way: str, base: str, records_file: Path, count: int) -> None:
     print(json.dumps(figures))
 
 
-def ours(base_ref: str, records: list, loss_on: str) -> dict[str, float]:
+def ours(base_ref: str, records: list, way: str) -> dict[str, float]:
     """One local epoch by `flockllm.train`; then how long a later round and scoring take."""
     from flockllm.adapter import Adapter  # noqa: F401  what a node has loaded besides
     from flockllm.task import Lora, Training
@@ -132,17 +133,22 @@ def ours(base_ref: str, records: list, loss_on: str) -> dict[str, float]:
     from flockllm.train.loop import Trainer
 
     imported = time.perf_counter()
+    loss_on = "all" if way == "all" else "response"
     base = load_base(base_ref, device="cpu")
     loaded = time.perf_counter()
     examples = tokenize(records, base.tokenizer, loss_on=loss_on)
     tokenized = time.perf_counter()
+    lora, factors = (Lora(), "B") if way == "default" else (Lora(rank=16), "AB")
 
     heldout = examples[: max(8, len(examples) // 10)]
-    trainer = Trainer(base, Lora(rank=16), Training(loss_on=loss_on), examples, heldout)
+    trainer = Trainer(base, lora, Training(loss_on=loss_on), examples, heldout)
     steps: list[float] = []
     cpu = time.process_time()
     trained = trainer.train(
-        base.adapter(), seed=0, progress=lambda *_: steps.append(time.perf_counter())
+        base.adapter(),
+        seed=0,
+        progress=lambda *_: steps.append(time.perf_counter()),
+        factors=factors,
     )
     cpu = time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

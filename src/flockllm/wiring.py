@@ -189,6 +189,18 @@ def read_definition(task: Task, store: Store) -> Definition:
     return Definition.from_bytes(data)
 
 
+def named_by(task: Task, store: Store) -> set[bytes]:
+    """Digests of all that a task names: definition and its code, adapters, published updates."""
+    state = task.look(NOBODY).state
+    named = {task.spec_digest, task.initial_adapter, state.adapter}
+    for number in range(1, state.round + 1):
+        named |= {task.result(number).adapter_after}
+        named |= {seat.digest for seat in task.seats(number)}
+    if image := read_definition(task, store).code.image:
+        named.add(parse_cid(image)[1])
+    return {digest for digest in named if any(digest)}
+
+
 def open_base(
     definition: Definition,
     where: str = "",

@@ -51,6 +51,7 @@ TERMS = Terms(
 SCORES = (300, 500)
 SHAPES = {"q.lora_A.weight": (2, 8), "q.lora_B.weight": (8, 2)}
 DEFINITION = Definition(name="a game", tensors=SHAPES)
+CODEC = DEFINITION.aggregation.codec
 
 
 class Player:
@@ -120,13 +121,13 @@ class Player:
         numbers = np.random.default_rng([round_, *self.key.private])
         current = Adapter.zeros(SHAPES)
         trained = {n: numbers.normal(0, 0.1, s).astype(np.float32) for n, s in SHAPES.items()}
-        return Update.from_floats(current, trained).to_bytes("plain")
+        return Update.from_floats(current, trained, CODEC).to_bytes(CODEC)
 
     def aggregate(self, current, accepted):
         size = len(Adapter.zeros(SHAPES).to_bytes())
         adapter = Adapter.from_bytes(self.store.get(current, size, size), SHAPES)
         updates = [
-            Update.from_bytes(self.store.get(digest, length, length), SHAPES, "plain")
+            Update.from_bytes(self.store.get(digest, length, length), SHAPES, CODEC)
             for digest, length, _ in accepted
         ]
         weights = [weight for _, _, weight in accepted]

@@ -47,6 +47,10 @@ VERBS = {
         "flockllm.cli.money:withdraw",
         "Take out what is left of the pool of your finished task.",
     ),
+    "store": (
+        "flockllm.cli.store:store",
+        "Keep content in the store, or make room in it.",
+    ),
     "deploy": ("flockllm.cli.deploy:deploy", "Put the contracts on a chain, for others to use."),
 }
 """Where each verb lives and what it does, in the order in which one needs them."""
