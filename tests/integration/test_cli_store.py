@@ -45,5 +45,9 @@ def test_collecting_leaves_what_the_task_names_and_what_is_pinned(game, tmp_path
     assert "1 removed" in told
     assert "All" in run("audit", game.task.address, *network)
 
+    every = CliRunner().invoke(main, ["store", "collect", *map(str, network)])
+    assert every.exit_code == 1
+    assert "name the tasks" in every.output
+
     run("store", "unpin", kept, *network)
     assert kept in run("store", "collect", game.task.address, "--hours", 0, *network)

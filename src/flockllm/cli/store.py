@@ -48,9 +48,12 @@ def collect(tasks: tuple[str, ...], hours: float, network: str) -> None:
     """
     from flockllm.chain.deploy import tasks as all_tasks
     from flockllm.config import find_network
+    from flockllm.errors import InvalidConfig
     from flockllm.wiring import named_by, open_connection, open_content, open_task
 
     found = find_network(network)
+    if not tasks and not found.factory:
+        raise InvalidConfig("the network file names no factory: name the tasks whose content stays")
     content = open_content(found)
     with open_connection(found) as connection:
         keep: set[bytes] = set()
