@@ -4,7 +4,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flockllm.data import STRATEGIES, Record, allocate, write_allocation
@@ -34,6 +34,17 @@ def identities(records):
 
 
 @given(data_sets, arguments)
+@example(  # left one client without a record
+    [Record(f"q{i}", "r", category="a") for i in range(2)],
+    {
+        "clients": 2,
+        "strategy": "dirichlet",
+        "alpha": 1.0,
+        "seed": 2,
+        "minimum": 0,
+        "test_per_category": 0,
+    },
+)
 def test_no_record_is_lost_or_doubled(records, arguments):
     """Every record is in the test set or with exactly one client; else it is an `InvalidData`."""
     try:

@@ -55,8 +55,8 @@ def allocate(
         shards: sorted by category, cut into two equal shards per client, two random ones each
             (McMahan et al., 2017; the original's `diff_quantity` 0): equal amounts, few categories.
         dirichlet: each category split by a draw from Dirichlet(`alpha`) over the clients; who has
-            its even share gets no more; drawn again until everyone has `minimum` records
-            (Li et al., 2022; the original's `diff_quantity` 1): amounts and categories differ.
+            its even share gets no more; drawn again until everyone has `minimum` records,
+            one at least (Li et al., 2022; the original's `diff_quantity` 1): amounts and categories differ.
         iid: shuffled, equal amounts.
         by-column: all records with the same value of `column` go to one client, largest group first
             to who has fewest: for data that come with their natural owner.
@@ -89,7 +89,7 @@ def allocate(
         case "shards":
             local = _shards(training, clients, rng)
         case "dirichlet":
-            local = _dirichlet(training, clients, alpha, minimum, rng)
+            local = _dirichlet(training, clients, alpha, max(1, minimum), rng)
         case "iid":
             local = _iid(training, clients, rng)
         case "by-column":
@@ -138,7 +138,7 @@ def _dirichlet(
 ) -> list[list[Record]]:
     if not 1e-9 <= alpha <= 1e9:
         raise InvalidData(f"alpha must be between 1e-9 and 1e9, got {alpha}")
-    if len(records) < max(1, minimum) * clients:
+    if len(records) < minimum * clients:
         raise InvalidData(
             f"{len(records)} records for training cannot give {clients} clients {minimum} each; "
             "take fewer clients, more records or a lower --minimum"
