@@ -56,7 +56,7 @@ def allocate(
             (McMahan et al., 2017; the original's `diff_quantity` 0): equal amounts, few categories.
         dirichlet: each category split by a draw from Dirichlet(`alpha`) over the clients; who has
             its even share gets no more; drawn again until everyone has `minimum`, one
-            at least (Li et al., 2022; the original's `diff_quantity` 1): amounts and categories differ.
+            at least (Li et al., 2022; the original's `diff_quantity` 1): amounts and mixes differ.
         iid: shuffled, equal amounts.
         by-column: all records with the same value of `column` go to one client, largest group first
             to who has fewest: for data that come with their natural owner.
