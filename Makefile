@@ -26,8 +26,8 @@ fuzz: .venv/.test ## a million calls against contract and model, coverage, mutan
 soak: .venv/.test ## the slow tests: many kills, real IPFS peers, reorganisations
 	$(BIN)/pytest -m slow
 
-bench: .venv/.test ## what benchmarks/README.md quotes, but for training on data of your own
-	for script in protocol codecs aggregation hosting; do $(BIN)/python benchmarks/$$script.py; done
+bench: .venv/.test ## what benchmarks/README.md quotes, but for training on data of your own (hours)
+	for script in protocol codecs aggregation hosting federated attacks; do $(BIN)/python benchmarks/$$script.py; done
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -103,6 +103,7 @@ WAYS = [
     Way("mean, rank 64", rank=64, rate=0.016),
     Way("mean, proximal term, μ = 0.01", proximal=0.01),
     Way("mean, rate falls by 0.8 a round", decay=0.8, rate=0.032),
+    Way("server step 1.5", server=server_step(1.5)),
     Way("server momentum 0.5", server=MOMENTUM),
     Way("server momentum 0.5, rate falls", server=MOMENTUM, decay=0.8, rate=0.016),
     Way("server Adam", server=server_adam(2.0), rate=0.016),

@@ -69,7 +69,7 @@ class Node:
     """The most to add to the stake after slashes, in the token's smallest unit."""
     _past: dict[int, Sequence[Seat]] = field(default_factory=dict)
     _seen_rounds: int | None = None
-    _trained: tuple[int, Work] | None = None
+    _trained: tuple[tuple[int, bytes], Work] | None = None
     _story: tuple[int, Phase] | None = None
 
     def run(self) -> None:
@@ -174,8 +174,8 @@ class Node:
 
     def _train(self, round_: int, current: bytes) -> Work:
         """Trained and measured once; after a restart, measured again."""
-        if not self._trained or self._trained[0] != round_:
-            self._trained = round_, self.bench.train(round_, current)
+        if not self._trained or self._trained[0] != (round_, current):
+            self._trained = (round_, current), self.bench.train(round_, current)
         return self._trained[1]
 
     # Voter
