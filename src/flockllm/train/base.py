@@ -18,7 +18,8 @@ from transformers.utils.logging import disable_progress_bar
 from flockllm.errors import ModelError
 from flockllm.task import PACKAGED_BASE, Lora
 from flockllm.train.cpu import has_bfloat16, speed_up
-from flockllm.train.loss import can_pack
+from flockllm.train.last import LastLayer
+from flockllm.train.loss import can_narrow, can_pack
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Base:
     """Whether training on a CPU multiplies frozen weights in bfloat16; scoring never does."""
 
     _packs: bool | None = None
+    _narrows: bool | None = None
+    _last: LastLayer | None = None
 
     @property
     def device(self) -> torch.device:
@@ -56,6 +59,7 @@ class Base:
         """Whether sequences can be trained without padding, as `packing` does."""
         if self._packs is None:
             self._packs = can_pack(self.model)
+            self._narrows = self._packs and can_narrow(self.model)
         return self._packs
 
     def adapt(self, lora: Lora) -> PeftModel:
@@ -66,12 +70,15 @@ class Base:
         """
         if self.peft is None or self.lora != lora:
             _ = self.packs  # tried on the bare model
+            if self._last:
+                self._last.remove()
             if self.peft is not None:
                 self.model = self.peft.unload()
             self.peft = _with_lora(self.model, lora)
             self.lora = lora
             if self.device.type == "cpu":
                 speed_up(self.peft, lora.dropout, self.low_precision)
+            self._last = LastLayer(self.model) if self._narrows else None
             self.parameters = {
                 name.replace(".default.", "."): parameter
                 for name, parameter in sorted(self.peft.named_parameters())

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, float], None]
 """(optimizer steps done, of how many, mean loss per token of the last one)."""
 
-MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens of a micro-batch, half of it from 100 M parameters on: bounds memory, changes nothing."""
+MICRO_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of a micro-batch: bounds memory, changes nothing."""
 
 
 class Trainer:
@@ -64,8 +64,7 @@ class Trainer:
             new = getattr(base.model, "activation_checkpointing_enable", None)
             enable = new or base.model.gradient_checkpointing_enable  # its older name
             enable({"use_reentrant": False})
-        large = base.model.num_parameters() > 10**8
-        self.budget = tokens or MICRO_TOKENS.get(base.device.type, 2048) // (1 + large)
+        self.budget = tokens or MICRO_TOKENS.get(base.device.type, 1024)
         self._heldout = [self._batch(group) for group in micro_batches(heldout, self.budget)]
         self._heldout_tokens = sum(example.learned for example in heldout)
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flockllm.train.data import Example
-from flockllm.train.packing import ATTENTION, Row, pack
+from flockllm.train import attention
+from flockllm.train.last import LastLayer
+from flockllm.train.packing import Row, pack
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def padded_loss(model: Any, examples: Sequence[Example]) -> Tensor:
 def packed_attention_on(model: Any) -> Iterator[None]:
     """Within, the model's attention is `packed_attention`; a backward pass belongs inside too."""
     before = model.config._attn_implementation
-    model.config._attn_implementation = ATTENTION
+    model.config._attn_implementation = attention.NAME
     try:
         yield
     finally:
@@ -75,13 +77,41 @@ def can_pack(model: Any) -> bool:
     Tried out rather than looked up, because what breaks it is many things: windows, soft caps,
     state that runs along the row, positions that are not handed through, scaled logits.
     """
+    try:
+        _compare(model, read=21)
+    except _BREAKS as e:
+        log.info("%s is trained with padding: %s", type(model).__name__, e)
+        return False
+    return True
+
+
+def can_narrow(model: Any) -> bool:
+    """Whether that stays true when the last layer skips what is not read; likewise tried out."""
+    last = None
+    try:
+        last = LastLayer(model)
+        _compare(model, read=2)
+    except _BREAKS as e:
+        log.info("%s computes all of its last layer: %s", type(model).__name__, e)
+        return False
+    finally:
+        if last:
+            last.remove()
+    return True
+
+
+_BREAKS = (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError, IndexError)
+
+
+def _compare(model: Any, read: int) -> None:
+    """Raises unless up to `read` places at the end of some sequences have the right logits."""
     random = np.random.default_rng(0)
     vocabulary = model.get_input_embeddings().num_embeddings
     head = random.integers(0, vocabulary, 5)
-    probes = [
-        Example(np.r_[head, random.integers(0, vocabulary, n)].astype(np.int32), 1, 0, False)
-        for n in (9, 23, 4)
-    ]
+    probes = []
+    for n in (9, 23, 4):
+        tokens = np.r_[head, random.integers(0, vocabulary, n)].astype(np.int32)
+        probes.append(Example(tokens, max(1, len(tokens) - read), 0, False))
     exact = model.dtype in (torch.float32, torch.float64)
     exact = exact and not getattr(model, "is_quantized", False)
     tolerance = 1e-4 if exact else 5e-2  # 8-bit layers round by what else is in the row
@@ -94,16 +124,14 @@ def can_pack(model: Any) -> bool:
                 together = model.get_output_embeddings()(_hidden(model, row))  # (T, V)
             for probe, segment in zip(probes, row.layout.segments, strict=True):
                 tokens = torch.from_numpy(probe.tokens).long()[None].to(model.device)
-                alone = model(input_ids=tokens, use_cache=False).logits[0, segment.shared :]
-                found = together[segment.start : segment.start + segment.length]
-                if (found - alone).norm() > tolerance * alone.norm():
+                places = row.layout.read
+                places = places[(places >= segment.start) & (places < segment.stop)]
+                alone = model(input_ids=tokens, use_cache=False).logits[0]
+                alone = alone[places - segment.start + segment.shared]
+                if (together[places] - alone).norm() > tolerance * alone.norm():
                     raise NotImplementedError("packed sequences disturb each other")
-    except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as e:
-        log.info("%s is trained with padding: %s", type(model).__name__, e)
-        return False
     finally:
         model.train(training)
-    return True
 
 
 def _hidden(model: Any, row: Row) -> Tensor:
@@ -138,14 +166,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for at in range(0, len(hidden), rows):
             part = slice(at, at + rows)
             logits = F.linear(hidden[part], weight, bias).to(exact)
-            target = targets[part, None]
-            weighted = weights[part].to(exact)
-            normal = logits.logsumexp(-1)
-            total += (weighted * (normal - logits.gather(-1, target)[:, 0])).sum()
+            target, weighted = targets[part, None], weights[part, None].to(exact)
+            logits.sub_(logits.amax(-1, keepdim=True))
+            right = logits.gather(-1, target)
+            logits.exp_()
+            normal = logits.sum(-1, keepdim=True)
+            total += (weighted * (normal.log() - right)).sum()
             if gradient is not None:
-                logits.sub_(normal[:, None]).exp_()  # now the probabilities
-                logits.scatter_add_(-1, target, torch.full_like(normal[:, None], -1))
-                logits.mul_(weighted[:, None])
+                logits.mul_(weighted / normal)  # now the probabilities, weighted
+                logits.scatter_add_(-1, target, -weighted)
                 gradient[part] = logits.to(hidden.dtype) @ weight
         if gradient is not None:
             ctx.save_for_backward(gradient)
