@@ -1,64 +1,52 @@
 """Size, speed and cost in loss of the ways to write an update down.
 
-    python benchmarks/codecs.py [RECORDS.json] [--quick] [--json FILE] [--rounds N] [--seeds N]
+    python benchmarks/codecs.py [RECORDS.json] [--quick] [--json FILE] [--seeds N]
 
 First table: bytes, seconds and MB/s of one update of a 7B model's adapter (16.8 M values, q, k, v,
 o at rank 16; Gaussian numbers with another spread in each tensor), against what the original
 publishes, `torch.save` of float32, and against general compressors of the levels. Second table:
-federated training of the packaged model, 4 clients with two categories of the records each, with
-the node's own trainer and aggregation: final loss on held-out records of all clients, and bytes per
-update. `float32` is the original: unrounded tensors, plainly averaged. Codecs of few levels run
-with error feedback and without.
+loss after federated training as in `federated.py`, by codec, with error feedback and without.
 """
 
 import argparse
 import io
 import json
 import lzma
-import statistics
+import os
 import time
 import zlib
 from collections.abc import Callable
-from importlib import resources
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from federated import BY_NAME, GENERATED, Setting, table
 from flockllm.adapter import CODECS, Adapter, Shapes, Update, quantise
-from flockllm.aggregate import mean
-from flockllm.data import Record, allocate, read_records
-from flockllm.task import Lora, Training
-from flockllm.train.base import Base, Floats, load_base, tensor_list
-from flockllm.train.data import tokenize
-from flockllm.train.loop import Trainer
+from flockllm.train.base import Floats
 
 T = TypeVar("T")
-
-CLIENTS = 4
-RATE = 1e-3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    demo = Path(str(resources.files("flockllm") / "assets" / "demo.json"))
-    parser.add_argument("records", type=Path, nargs="?", default=demo)
+    parser.add_argument("records", type=Path, nargs="?", default=GENERATED)
     parser.add_argument(
         "--quick", action="store_true", help="a small adapter, two short rounds, a few codecs"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--max-records", type=int, default=128, help="per client and round")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.rounds, arguments.seeds, arguments.max_records = 2, 1, 32
+        arguments.seeds = 1
 
     sizes = speed(layers=2 if arguments.quick else 32)
-    losses = federated(arguments)
+    print()
+    trained = losses(arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"speed": sizes, "federated": losses}, indent=1))
+        arguments.json.write_text(json.dumps({"speed": sizes, "federated": trained}, indent=1))
 
 
 def speed(layers: int) -> list[dict[str, object]]:
@@ -140,88 +128,27 @@ def pickled(tensors: Floats) -> int:
     return file.getbuffer().nbytes
 
 
-WAYS: list[tuple[str, str, bool]] = [
-    ("float32", "", False),
-    ("plain", "plain", False),
-    ("int8", "int8", False),
-    ("int4", "int4", False),
-    ("int4 + feedback", "int4", True),
-    ("int2", "int2", False),
-    ("int2 + feedback", "int2", True),
-    ("sparse", "sparse", False),
-    ("sparse + feedback", "sparse", True),
+WAYS = [
+    "original: A and B averaged apart, float32",
+    "only B, rank 64",
+    *(
+        f"only B, rank 64, {codec}{feedback}"
+        for codec in ("int8", "int4", "int2", "sparse")
+        for feedback in ("", ", no feedback")
+        if codec != "int8" or not feedback
+    ),
 ]
-"""Name, codec, error feedback."""
+"""Of `federated.py`: the original, and the default recipe written by each codec."""
 
 
-def federated(arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """Final loss of every way, over seeds."""
-    records = read_records(arguments.records)
-    figures = []
-    print(
-        f"\n{len(records)} records, {CLIENTS} clients, {arguments.rounds} rounds of "
-        f"{arguments.max_records} records each, {arguments.seeds} seeds\n"
-    )
-    print(f"{'':20}{'loss':>8}{'± seeds':>9}{'bytes':>10}{'smaller':>9}")
-    base = load_base("flockllm-base", device="cpu")
-    for name, codec, feedback in WAYS[:: 4 if arguments.quick else 1]:
-        runs = [
-            train(base, records, (codec, feedback), seed, arguments)
-            for seed in range(arguments.seeds)
-        ]
-        losses = [loss for loss, _ in runs]
-        size = statistics.mean(size for _, size in runs)
-        original = figures[0]["bytes"] if figures else size
-        figures.append(
-            {"name": name, "losses": losses, "loss": statistics.mean(losses), "bytes": size}
-        )
-        print(
-            f"{name:20}{statistics.mean(losses):8.4f}{max(losses) - min(losses):9.4f}"
-            f"{size:10,.0f}{original / size:8.1f}×",
-            flush=True,
-        )
-    return figures
-
-
-def train(
-    base: Base,
-    records: list[Record],
-    way: tuple[str, bool],
-    seed: int,
-    arguments: argparse.Namespace,
-) -> tuple[float, float]:
-    """Loss after the last round, and mean bytes of an update."""
-    codec, feedback = way
-    lora = Lora(rank=16)
-    shapes = tensor_list("flockllm-base", lora)
-    recipe = Training(lr=RATE, max_records=arguments.max_records)
-    allocation = allocate(records, CLIENTS, "shards", seed=seed)
-    heldout = tokenize(allocation.global_test, base.tokenizer)
-    trainers = [
-        Trainer(base, lora, recipe, tokenize(local, base.tokenizer), heldout)
-        for local in allocation.local
-    ]
-    current = Adapter.initial(shapes, seed.to_bytes(4, "big"))
-    residuals: list[np.ndarray | None] = [None] * CLIENTS
-    sizes = []
-    for round_ in range(arguments.rounds):
-        updates = []
-        trained = [
-            trainer.train(current.floats(), seed=1_000 * seed + CLIENTS * round_ + client)
-            for client, trainer in enumerate(trainers)
-        ]
-        if not codec:
-            sizes += [pickled(tensors) for tensors in trained]
-            averaged = {name: np.mean([t[name] for t in trained], axis=0) for name in shapes}
-            current = Adapter.from_floats(averaged, shapes)
-            continue
-        for client, tensors in enumerate(trained):
-            update, left = quantise(current, tensors, codec, residuals[client])
-            residuals[client] = left if feedback else None
-            sizes.append(len(update.to_bytes(codec)))
-            updates.append(update)
-        current = mean(current, updates)
-    return trainers[0].loss(current.floats()), statistics.mean(sizes)
+def losses(arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """Final loss of every way over seeds, each with the rate that `federated.py` found for it."""
+    ways = [BY_NAME[name] for name in WAYS[:: 4 if arguments.quick else 1]]
+    short = {"rounds": 2, "samples": 32, "tests": 20} if arguments.quick else {}
+    setting = Setting(str(arguments.records), 4, "shards", **short)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor() as pool:
+        return table(pool, ways, setting, {way: way.rate for way in ways}, arguments.seeds)
 
 
 if __name__ == "__main__":

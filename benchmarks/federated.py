@@ -90,6 +90,8 @@ class Way:
     decay: float = 1.0
     proximal: float = 0.0
     codec: str = "plain"
+    feedback: bool = True
+    """Whether what the codec leaves out is told later."""
     server: Server | None = None
     rate: float = 8e-3
     """Where the search for the learning rate begins."""
@@ -98,7 +100,7 @@ class Way:
 WAYS = [
     Way("original: A and B averaged apart, float32", "floats"),
     Way("mean (clipped), integers"),
-    Way("mean, int4 with feedback", codec="int4"),
+    Way("mean, int4", codec="int4"),
     Way("mean, rank 8", rank=8),
     Way("mean, rank 64", rank=64, rate=0.016),
     Way("mean, proximal term, μ = 0.01", proximal=0.01),
@@ -112,15 +114,43 @@ WAYS = [
     Way("only B, A frozen (FFA)", factors=("B",), rate=0.064),
     Way("only B, rank 32", factors=("B",), rank=32, rate=0.064),
     Way("only B, rank 64", factors=("B",), rank=64, rate=0.128),
-    Way("only B, rank 64, int4 with feedback", factors=("B",), rank=64, codec="int4", rate=0.128),
-    Way("only B, rank 64, int2 with feedback", factors=("B",), rank=64, codec="int2", rate=0.128),
-    Way("only B, rank 16, int2 with feedback", factors=("B",), codec="int2", rate=0.064),
-    Way("only B, rank 32, int2 with feedback", factors=("B",), rank=32, codec="int2", rate=0.064),
-    Way(
-        "only B, rank 64, sparse with feedback", factors=("B",), rank=64, codec="sparse", rate=0.128
+    *(
+        Way(
+            f"only B, rank {rank}, {codec}{extra}",
+            factors=("B",),
+            rank=rank,
+            codec=codec,
+            decay=0.8 if extra == ", rate falls" else 1.0,
+            feedback=extra != ", no feedback",
+            rate=0.064 if rank < 64 and codec != "sparse" else 0.128,
+        )
+        for rank, codec, extra in (
+            (64, "int8", ""),
+            (64, "int4", ""),
+            (64, "int4", ", no feedback"),
+            (64, "int2", ""),
+            (64, "int2", ", no feedback"),
+            (64, "int2", ", rate falls"),
+            (64, "sparse", ""),
+            (64, "sparse", ", no feedback"),
+            (64, "sparse", ", rate falls"),
+            (128, "int2", ""),
+            (128, "int2", ", rate falls"),
+            (32, "int2", ""),
+            (32, "int2", ", rate falls"),
+            (32, "sparse", ""),
+            (32, "sparse", ", rate falls"),
+            (16, "int2", ""),
+            (16, "int2", ", rate falls"),
+        )
     ),
     Way(
-        "only B, rank 32, sparse with feedback", factors=("B",), rank=32, codec="sparse", rate=0.128
+        "only B, rank 64, momentum 0.5, rate falls",
+        factors=("B",),
+        rank=64,
+        server=MOMENTUM,
+        decay=0.8,
+        rate=0.128,
     ),
     Way("centralised", "central"),
     Way("centralised, rank 64", "central", rank=64),
@@ -179,7 +209,9 @@ def run(name: str, setting: Setting, seed: int, rate: float) -> Outcome:
             definition.training, max_records=setting.rounds * setting.samples, schedule="cosine"
         )
         definition = replace(definition, training=training)
-    federation = Federation(definition, base, clients, dealt.global_test[: setting.tests])
+    federation = Federation(
+        definition, base, clients, dealt.global_test[: setting.tests], feedback=way.feedback
+    )
     general = federation.measure(known(20 if setting.rounds < ROUNDS else 200))
     weights = [parameter.data.clone() for parameter in base.model.parameters()]
     try:

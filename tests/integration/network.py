@@ -45,7 +45,7 @@ class Network:
     def kill(self, name):
         """kill -9, at once."""
         self.people[name].process.kill()
-        self.people[name].process.wait()
+        self.people[name].process.join()
 
     def stop(self):
         stop(list(self.people.values()))
@@ -65,7 +65,7 @@ class Network:
         while not until(view := self.look()):
             assert time.monotonic() < end, f"{view.state}\n{self.logs()}"
             for person in self.people.values():
-                assert person.process.poll() in (None, 0, -9), self.logs()
+                assert person.process.exitcode in (None, 0, -9), self.logs()
             self.net.connection.heads(0.2)
         return view
 

@@ -33,7 +33,7 @@ def test_a_task_ends_the_same_through_random_reorganisations(tmp_path, seed):
             fired += 1
         net.wait(lambda view: view.state.phase == Phase.FINISHED and not view.state.allotted)
         for person in net.people.values():
-            assert person.process.wait(60) == 0, net.logs()
+            assert person.wait(60) == 0, net.logs()
 
         assert fired > 2
         assert [net.task.result(n).outcome for n in (1, 2)] == [Outcome.ADOPTED] * 2, net.logs()

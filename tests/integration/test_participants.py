@@ -22,7 +22,7 @@ def finished(tmp_path_factory):
             net.start(name, extra=["--exit"])
         net.wait(lambda view: view.state.phase == Phase.FINISHED)
         for person in net.people.values():
-            assert person.process.wait(60) == 0, net.logs()
+            assert person.wait(60) == 0, net.logs()
         yield net
 
 
@@ -136,7 +136,7 @@ def survive_kills(tmp_path, seed, rounds=3):
             net.start(victim)
         net.wait(lambda view: view.state.phase == Phase.FINISHED)
         for person in net.people.values():
-            assert person.process.wait(60) == 0, net.logs()
+            assert person.wait(60) == 0, net.logs()
 
         settled = net.events("SeatSettled")
         assert len(settled) == 4 * rounds

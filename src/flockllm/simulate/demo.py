@@ -15,7 +15,7 @@ from flockllm.errors import FlockError, InvalidConfig
 from flockllm.node import read_record
 from flockllm.rounds import Phase, RoundResult, Seat, Terms
 from flockllm.simulate.localnet import Localnet, localnet
-from flockllm.simulate.processes import Participant, PeakMemory, check, start, stop
+from flockllm.simulate.processes import Participant, PeakMemory, check, start, stop, warm_up
 from flockllm.task import (
     DECIMALS,
     PACKAGED_BASE,
@@ -120,6 +120,7 @@ def run_demo(demo: Demo, show: Show | None = None) -> dict[str, Any]:
         )
     if demo.attackers > demo.participants:
         raise InvalidConfig("there cannot be more attackers than participants")
+    warm_up()
     records = read_records(demo.data or Path(__file__).parent.parent / "assets" / "demo.json")
     dealt = allocate(records, demo.participants)
     names = [f"participant-{i + 1}" for i in range(demo.participants)]

@@ -67,6 +67,8 @@ class Federation:
     attackers: Mapping[int, Poison] = field(default_factory=dict)
     cabal: bool = False
     """Whether attackers that vote praise each other and condemn the rest, or vote honestly."""
+    feedback: bool = True
+    """Whether clients remember what rounding left out, and tell it with their next update."""
 
     def __post_init__(self) -> None:
         self._trainers = [self._trainer(own, bytes([i])) for i, own in enumerate(self.clients)]
@@ -95,11 +97,12 @@ class Federation:
         )
 
     def update(self, adapter: Adapter, client: int, seed: int, **options: Any) -> Update:
-        """What that client publishes: its training, rounded by the codec with error feedback."""
+        """What that client publishes: its training, rounded by the codec."""
         moved = self.train(adapter, client, seed, **options)
-        update, self._residuals[client] = quantise(
-            adapter, moved, self.definition.aggregation.codec, self._residuals.get(client)
-        )
+        codec = self.definition.aggregation.codec
+        update, left = quantise(adapter, moved, codec, self._residuals.get(client))
+        if self.feedback:
+            self._residuals[client] = left
         return update
 
     def combine(

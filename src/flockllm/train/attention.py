@@ -259,8 +259,8 @@ def _group(segments: Sequence[Segment]) -> Group:
     first, stop = segments[0], segments[-1].stop
     shared = segments[-1].shared  # the same for all but a root, whose own tokens it is
     apart = first.start >= first.root + shared
-    spans = (slice(first.root, first.root + shared),) if shared and apart else ()
-    spans += (slice(first.start, stop),)
+    own = slice(first.start, stop)
+    spans = (slice(first.root, first.root + shared), own) if shared and apart else (own,)
     before = shared if apart else 0  # keys that stand before the group's own rows
     if len(segments) == 1:
         blocks = [
@@ -272,10 +272,10 @@ def _group(segments: Sequence[Segment]) -> Group:
     hidden = torch.full((stop - first.start, before + stop - first.start), -torch.inf)
     hidden[:, :shared] = 0
     for s in segments:
-        own = slice(s.start - first.start, s.stop - first.start)
-        hidden[own, before + own.start : before + own.stop] = _future(s.length)
+        rows = slice(s.start - first.start, s.stop - first.start)
+        hidden[rows, before + rows.start : before + rows.stop] = _future(s.length)
         if not s.shared:
-            hidden[own, : before + own.start] = -torch.inf
+            hidden[rows, : before + rows.start] = -torch.inf
     return Group(spans, (Block(slice(first.start, stop), hidden.shape[1], hidden),))
 
 

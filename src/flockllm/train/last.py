@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flockllm.train.attention import Layout
+
 WORTH = 0.9
 """Where more of a row than this is read, nothing is narrowed."""
 
@@ -42,13 +44,12 @@ class LastLayer:
             hook.remove()
 
     def _look(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        layout = kwargs.get("layout")
-        few = layout is not None and len(layout.read) < WORTH * layout.length
-        self._attention.only_read = few
+        layout: Layout | None = kwargs.get("layout")
         self._read = None
-        if few:
+        if layout and len(layout.read) < WORTH * layout.length:
             device = next(layer.parameters()).device
             self._read, self._length = torch.from_numpy(layout.read).to(device), layout.length
+        self._attention.only_read = self._read is not None
 
     def _narrow(self, part: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._read is None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flockllm.train.data import Example
 from flockllm.train import attention
+from flockllm.train.data import Example
 from flockllm.train.last import LastLayer
 from flockllm.train.packing import Row, pack
 

@@ -107,4 +107,3 @@ def _common(group: Sequence[Example]) -> int:
         differs = np.flatnonzero(prefix != example.tokens[: len(prefix)])
         prefix = prefix[: differs[0]] if len(differs) else prefix
     return len(prefix) if len(group) > 1 else 0
-
