@@ -34,7 +34,7 @@ from flockllm.data import Record, allocate, read_records
 from flockllm.rounds import Terms, Verdict
 from flockllm.simulate.demo import Demo
 from flockllm.simulate.federation import Federation, Poison, Sight
-from flockllm.task import Definition, Lora
+from flockllm.task import Definition, Lora, falling
 from flockllm.train.base import load_base, tensor_list
 from flockllm.train.generate import generate
 
@@ -54,6 +54,8 @@ def along(make: Callable[[Deltas, np.random.Generator], Deltas]) -> Poison:
         every = slice(0, len(sight.adapter.values))
         deltas = np.array([u.delta(every) for u in sight.fellows], np.float64)
         step = make(deltas, np.random.default_rng(sight.own.norm % 2**32))
+        if np.array_equal(step, sight.own.delta(every)):
+            return sight.own  # rounded already, and what was left out is remembered
         moved = np.rint(sight.adapter.values + step).clip(-(2**31), 2**31 - 1).astype(np.int32)
         target = Adapter(sight.adapter.shapes, moved).floats()
         return Update.from_floats(sight.adapter, target, DEMO.aggregation.codec)
@@ -161,7 +163,9 @@ def run(attack: str, setting: Setting, seed: int) -> Outcome:
     lora, training = DEMO.lora, DEMO.training
     if setting.both:
         lora, training = Lora(rank=16), replace(training, factors="both", lr=8e-3)
-    training = replace(training, max_records=setting.share, cutoff=128, decay=0.8)
+    training = replace(
+        training, max_records=setting.share, cutoff=128, decay=falling(setting.rounds)
+    )
     definition = replace(
         DEMO,
         lora=lora,
@@ -238,6 +242,8 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=GENERATED)
     parser.add_argument("--cabal", action="store_true", help="attackers vote for each other")
     parser.add_argument("--both", action="store_true", help="A and B learn, at rank 16")
+    parser.add_argument("--attacks", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--quick", action="store_true", help="two attacks, two short rounds")
@@ -247,7 +253,8 @@ def main() -> None:
         Setting(records, 4, 2, 2, 1, cabal, both=arguments.both),
         Setting(records, 16, 6, 9, 5, cabal, share=32, both=arguments.both),
     ]
-    attacks = list(ATTACKS)
+    settings = [replace(setting, rounds=arguments.rounds) for setting in settings]
+    attacks = arguments.attacks or list(ATTACKS)
     if arguments.quick:
         settings = [replace(settings[0], rounds=2, share=24)]
         attacks, arguments.seeds = attacks[:3], 1

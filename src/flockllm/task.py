@@ -75,7 +75,7 @@ class Training:
     schedule: str = "constant"
     """`constant`, `linear` or `cosine`: how the learning rate falls over a round's steps."""
     decay: float = 1.0
-    """Factor on the learning rate from one round to the next."""
+    """Factor on the learning rate from one round to the next; task files: `falling`."""
     cutoff: int = 512
     """Tokens of a record that are used."""
     loss_on: str = "response"
@@ -110,7 +110,7 @@ class Aggregation:
     """How accepted updates become the next global adapter."""
 
     rule: str = "mean"
-    codec: str = "int4"
+    codec: str = "int2"
     """How updates are written to bytes."""
 
 
@@ -241,7 +241,16 @@ class TaskFile:
         for key in ("protocol", "tensors"):
             if key in raw:
                 raise InvalidSpec(f"{key} is not for the task file: `task create` fills it in")
-        return cls(_build(Definition, raw, ""), _build(Terms, terms, "terms."), pool)
+        chosen = _build(Terms, terms, "terms.")
+        training = raw.get("training", {})
+        if isinstance(training, dict):
+            raw["training"] = {"decay": falling(chosen.rounds)} | training
+        return cls(_build(Definition, raw, ""), chosen, pool)
+
+
+def falling(rounds: int) -> float:
+    """The decay with which the last round's learning rate is a fifth of the first one's."""
+    return round(float(0.2 ** (1 / max(1, rounds - 1))), 6)
 
 
 def tokens(amount: Any, key: str = "amount") -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from network import DEMO
 
-from flockllm.adapter import Adapter, Update
+from flockllm.adapter import Update
 from flockllm.data import allocate, read_records
 from flockllm.rounds import Terms, Verdict
 from flockllm.simulate.demo import Demo
@@ -50,9 +50,7 @@ def federation(base):
 
 def turned(sight):
     """The opposite of what was learned."""
-    adapter = sight.adapter
-    away = adapter.values - sight.own.delta(slice(0, len(adapter.values)))
-    return Update.from_floats(adapter, Adapter(adapter.shapes, away).floats(), "int4")
+    return Update(sight.own.shapes, sight.own.shifts, -sight.own.values[:])
 
 
 def test_an_honest_round_lowers_the_loss_and_repeats_itself(federation):

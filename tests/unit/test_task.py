@@ -44,6 +44,16 @@ def test_a_wrong_key_is_named(raw, says):
         TaskFile.from_dict(raw)
 
 
+def test_the_learning_rate_falls_to_a_fifth_over_a_task():
+    """However many rounds there are; who chooses a decay gets it."""
+    for rounds in (1, 2, 4, 10_000):
+        file = TaskFile.from_dict({"name": "x", "terms": {"rounds": rounds}})
+        last = file.definition.training.decay ** (rounds - 1)
+        assert last == pytest.approx(0.2 if rounds > 1 else 1, rel=0.01), rounds
+    chosen = TaskFile.from_dict({"name": "x", "training": {"decay": 1, "lr": 0.5}})
+    assert (chosen.definition.training.decay, chosen.definition.training.lr) == (1, 0.5)
+
+
 @given(
     st.text(max_size=20),
     st.floats(1e-9, 9.9),

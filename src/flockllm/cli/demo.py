@@ -29,7 +29,7 @@ from flockllm.logs import set_up_logging
     metavar="DIR|HUB-ID",
     help="What to fine-tune: a folder, org/name@commit on the hub, or the packaged small model.",
 )
-@click.option("--lr", type=float, help="Learning rate; default: 0.004 for the packaged model.")
+@click.option("--lr", type=float, help="Learning rate; default: 0.05 for the packaged model.")
 @click.option("--batch", type=click.IntRange(1), help="Records per step.")
 @click.option(
     "--attackers",

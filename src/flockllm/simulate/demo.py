@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from flockllm.task import (
     Model,
     TaskFile,
     Training,
+    falling,
 )
 from flockllm.wiring import (
     NOBODY,
@@ -61,7 +62,7 @@ class Demo:
     base_model: str = PACKAGED_BASE
     revision: str = ""
     attackers: int = 0
-    training: Training = field(default_factory=lambda: Training(lr=5e-2, batch=4, decay=0.5))
+    training: Training = field(default_factory=lambda: Training(lr=5e-2, batch=4))
 
     def task_file(self) -> TaskFile:
         """The task that this demo runs."""
@@ -69,7 +70,7 @@ class Demo:
             Definition(
                 name="demo",
                 model=Model(base=self.base_model, revision=self.revision),
-                training=self.training,
+                training=replace(self.training, decay=falling(self.rounds)),
             ),
             Terms(
                 rounds=self.rounds,
