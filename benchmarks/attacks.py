@@ -244,6 +244,7 @@ def main() -> None:
     parser.add_argument("--both", action="store_true", help="A and B learn, at rank 16")
     parser.add_argument("--attacks", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--clients", type=int, nargs="+", choices=(4, 16), default=[4, 16])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--quick", action="store_true", help="two attacks, two short rounds")
@@ -253,7 +254,11 @@ def main() -> None:
         Setting(records, 4, 2, 2, 1, cabal, both=arguments.both),
         Setting(records, 16, 6, 9, 5, cabal, share=32, both=arguments.both),
     ]
-    settings = [replace(setting, rounds=arguments.rounds) for setting in settings]
+    settings = [
+        replace(setting, rounds=arguments.rounds)
+        for setting in settings
+        if setting.clients in arguments.clients
+    ]
     attacks = arguments.attacks or list(ATTACKS)
     if arguments.quick:
         settings = [replace(settings[0], rounds=2, share=24)]

@@ -24,8 +24,8 @@ SHAPES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
 }
 WAYS = ("trainer", "ours", "ours, checkpointing")
-TOKENS = 8192
-"""Tokens of a micro-batch; for the Trainer TOKENS / length sequences."""
+TOKENS = {"7b": 8192, "tiny": 2048}
+"""Tokens of a micro-batch; for the Trainer that many / length sequences."""
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -91,10 +91,11 @@ def case(shape: str, way: str, bits: int, length: int) -> dict[str, float | None
     model = random_model(shape, bits, length, device)
     random = np.random.default_rng(0)
     examples = []
-    for size in random.integers(length // 8, length + 1, 4 * TOKENS * 2 // length):
+    for size in random.integers(length // 8, length + 1, 4 * TOKENS[shape] * 2 // length):
         tokens = random.integers(2, model.config.vocab_size, size).astype(np.int32)
         examples.append(Example(tokens, size // 2 if way != "trainer" else 1, 0, False))
-    train = (trainer if way == "trainer" else ours)(model, "checkpointing" in way, length)
+    begin = trainer if way == "trainer" else ours
+    train = begin(model, "checkpointing" in way, length, TOKENS[shape])
 
     train(examples[: len(examples) // 4])
     synchronize = torch.cuda.synchronize if device == "cuda" else bool
@@ -124,7 +125,7 @@ def case(shape: str, way: str, bits: int, length: int) -> dict[str, float | None
     }
 
 
-def ours(model, checkpointing: bool, length: int):
+def ours(model, checkpointing: bool, length: int, tokens: int):
     """One local epoch by `flockllm.train`."""
     from flockllm.task import Lora, Training
     from flockllm.train.base import Base, use_liger
@@ -137,14 +138,14 @@ def ours(model, checkpointing: bool, length: int):
     start = base.adapter()
 
     def train(examples) -> None:
-        options = {"tokens": TOKENS, "checkpointing": checkpointing}
+        options = {"tokens": tokens, "checkpointing": checkpointing}
         recipe = Training(batch=len(examples) // 2, cutoff=length)
         Trainer(base, Lora(rank=16), recipe, examples, [], **options).train(start, seed=0)
 
     return train
 
 
-def trainer(model, _: bool, length: int):
+def trainer(model, _: bool, length: int, tokens: int):
     """One epoch of transformers' Trainer, padded to the longest of a micro-batch."""
     import tempfile
 
@@ -157,7 +158,7 @@ def trainer(model, _: bool, length: int):
         r=16, lora_alpha=16, lora_dropout=0.05, target_modules=targets, task_type="CAUSAL_LM"
     )
     peft = get_peft_model(model, lora)
-    micro = max(1, TOKENS // length)
+    micro = max(1, tokens // length)
 
     def pad(rows: list) -> dict:
         width = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8

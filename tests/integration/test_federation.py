@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from network import DEMO
 
-from flockllm.adapter import Update
+from flockllm.adapter import Update, cosines
 from flockllm.data import allocate, read_records
 from flockllm.rounds import Terms, Verdict
 from flockllm.simulate.demo import Demo
@@ -89,7 +89,7 @@ def test_why_a_and_b_are_not_averaged_by_default(federation):
     updates = [good.update(first, client, SEED, factors="AB") for client in (FIRST, SECOND)]
     alone = good.combine(first, updates[1:], [1])
     assert bad.loss(played.adapter) > good.loss(alone)
-    assert updates[0].cosine(turned(Sight(first, updates[0], [], [], []))) < -0.99
+    assert cosines([updates[0], turned(Sight(first, updates[0], [], [], []))])[0][1] < -0.99
 
 
 def test_the_average_of_b_is_the_average_of_the_product(federation):

@@ -4,8 +4,11 @@ import math
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
 
-from flockllm.adapter import CODECS, Adapter, Update, max_bytes
+from flockllm.adapter import CODECS, Adapter, Update, cosines, inner_products, max_bytes
+from flockllm.adapter.update import PIECE
 from flockllm.errors import InvalidUpdate
 
 SHAPES = {
@@ -143,10 +146,29 @@ def test_norm_and_cosine_are_exact():
     assert one(3, -4, shift=2).norm == 20
     assert one(1, 1).norm == 1
     assert one(32_767, -32_767, shift=16).norm == math.isqrt(2 * (32_767 << 16) ** 2)
-    assert one(1, 0).cosine(one(0, 5)) == 0
-    assert one(1, 2, shift=3).cosine(one(100, 200)) == pytest.approx(1)
-    assert one(1, 2).cosine(one(-100, -200)) == pytest.approx(-1)
-    assert one(0, 0).cosine(one(1, 2)) == 0
+    flat = [one(1, 0), one(0, 5), one(0, 0), one(1, 2, shift=3), one(100, 200), one(-100, -200)]
+    alike = cosines(flat)
+    assert alike[0][1] == alike[2][3] == alike[2][2] == 0
+    assert alike[3][4] == alike[4][3] == pytest.approx(1)
+    assert alike[4][5] == pytest.approx(-1)
+    assert [vars(update)["norm"] for update in flat] == [1, 5, 0, 17, 223, 223]
+
+
+@given(st.integers(0, 2**32), st.integers(1, 4))
+def test_inner_products_are_exact(seed, count):
+    """Over several tensors, pieces and blocks, with shifts, they are those of Python's integers."""
+    random = np.random.default_rng(seed)
+    shapes = {"a": (3,), "b": (PIECE + 5,), "c": (2, 4)}
+    updates = [
+        Update(
+            shapes,
+            random.integers(0, 17, 3).astype(np.int8),
+            random.integers(-32_767, 32_768, PIECE + 16).astype(np.int16),
+        )
+        for _ in range(count)
+    ]
+    deltas = [update.delta(slice(0, PIECE + 16)).astype(object) for update in updates]
+    assert inner_products(updates) == [[int((a * b).sum()) for b in deltas] for a in deltas]
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -8,7 +8,7 @@ from flockllm.adapter.codecs import CODECS
 from flockllm.adapter.fixedpoint import Adapter, saturate
 from flockllm.adapter.peft import from_peft, to_peft
 from flockllm.adapter.tensors import Shapes, blocks
-from flockllm.adapter.update import Update, quantise
+from flockllm.adapter.update import Update, cosines, inner_products, quantise
 
 __all__ = [
     "CODECS",
@@ -16,7 +16,9 @@ __all__ = [
     "Shapes",
     "Update",
     "blocks",
+    "cosines",
     "from_peft",
+    "inner_products",
     "max_bytes",
     "quantise",
     "saturate",

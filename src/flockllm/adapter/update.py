@@ -1,9 +1,10 @@
 """What a proposer publishes: how far training moved the global adapter, as integers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Self
 
 import numpy as np
@@ -13,6 +14,10 @@ from flockllm.adapter import tensors
 from flockllm.adapter.codecs import CODECS
 from flockllm.adapter.fixedpoint import FRACTION_BITS, Adapter, flatten
 from flockllm.adapter.tensors import Data, Shapes, Values
+
+PIECE = 8192
+"""Numbers that are multiplied at a time: too few for BLAS to start threads, which would fight those
+of the aggregation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,30 +70,50 @@ class Update:
     @cached_property
     def norm(self) -> int:
         """The L2 norm of the delta, rounded down: exact integers."""
-        return math.isqrt(self._dot(self))
+        return math.isqrt(inner_products([self])[0][0])
 
     @property
     def is_zero(self) -> bool:
         """Whether nothing is changed; such an update is scored INVALID."""
         return self.norm == 0
 
-    def cosine(self, other: "Update") -> float:
-        """How alike two updates are, in [−1, 1]; 0 where one is zero."""
-        if self.is_zero or other.is_zero:
-            return 0.0
-        return self._dot(other) / math.sqrt(self._dot(self) * other._dot(other))
 
-    def _dot(self, other: "Update") -> int:
-        """Σ delta · delta, exactly."""
-        dot, total = _WholeDot(), 0
-        for block, inside in tensors.blocks(self.shapes):
-            mine = self.values[block]
-            theirs = mine if other is self else other.values[block]
-            for index, part in inside:
-                here = slice(part.start - block.start, part.stop - block.start)
-                shift = int(self.shifts[index]) + int(other.shifts[index])
-                total += dot(mine[here], None if other is self else theirs[here]) << shift
-        return total
+def inner_products(updates: Sequence[Update]) -> list[list[int]]:
+    """Σ delta · delta of every two updates of one task, exactly; each is decoded once.
+
+    In float64, where every partial sum is a whole number < 2⁵³: nothing is rounded.
+    """
+    count = len(updates)
+    sums = [[0] * count for _ in updates]
+    wide = np.zeros((count, PIECE))
+    for block, inside in tensors.blocks(updates[0].shapes):
+        rows = [update.values[block] for update in updates]
+        for index, part in inside:
+            partial = np.zeros((count, count))
+            for start in range(part.start - block.start, part.stop - block.start, PIECE):
+                stop = min(start + PIECE, part.stop - block.start)
+                for into, row in zip(wide, rows, strict=True):
+                    into[: stop - start] = row[start:stop]
+                piece = wide[:, : stop - start]
+                partial += piece @ piece.T
+            shifts = [int(update.shifts[index]) for update in updates]
+            for one, other in product(range(count), repeat=2):
+                sums[one][other] += int(partial[one, other]) << shifts[one] + shifts[other]
+    return sums
+
+
+def cosines(updates: Sequence[Update]) -> list[list[float]]:
+    """How alike every two updates are, in [−1, 1]; 0 where one is zero.
+
+    What it costs is reading them, so each one's norm is kept too.
+    """
+    sums = inner_products(updates) if updates else []
+    for i, update in enumerate(updates):
+        vars(update)["norm"] = math.isqrt(sums[i][i])
+    return [
+        [s and s / math.sqrt(sums[i][i] * sums[j][j]) for j, s in enumerate(row)]
+        for i, row in enumerate(sums)
+    ]
 
 
 def quantise(
@@ -118,30 +143,3 @@ def quantise(
         values[span], shifts[index] = CODECS[codec].round(delta)
         left[span] = delta - np.ldexp(values[span].astype(np.float64), int(shifts[index]))
     return Update(shapes, shifts, values), left
-
-
-class _WholeDot:
-    """Σ a · b in float64: every partial sum is a whole number < 2⁵³, so nothing is rounded.
-
-    BLAS gets strips too short to start threads, which would fight those of the aggregation.
-    """
-
-    def __init__(self) -> None:
-        self._wide = np.zeros((2, 8, 4096))
-
-    def __call__(self, a: NDArray[np.int16], b: NDArray[np.int16] | None) -> int:
-        """Σ a · b, or Σ a² without b."""
-        total = 0
-        for start in range(0, len(a), 8 * 4096):
-            piece = slice(start, start + 8 * 4096)
-            x = self._widen(0, a[piece])
-            y = x if b is None else self._widen(1, b[piece])
-            total += int(np.vecdot(x, y).sum())
-        return total
-
-    def _widen(self, place: int, piece: NDArray[np.int16]) -> NDArray[np.float64]:
-        strips: NDArray[np.float64] = self._wide[place]
-        flat = strips.reshape(-1)
-        flat[: len(piece)] = piece
-        flat[len(piece) :] = 0
-        return strips

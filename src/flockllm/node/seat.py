@@ -8,12 +8,11 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flockllm.adapter import Adapter, Shapes, Update, max_bytes, quantise
+from flockllm.adapter import Adapter, Shapes, Update, cosines, max_bytes, quantise
 from flockllm.aggregate import RULES
 from flockllm.cid import cid_of
 from flockllm.errors import InvalidUpdate, NotFound, StoreError
@@ -26,6 +25,15 @@ log = logging.getLogger(__name__)
 
 TWIN_COSINE = 0.98
 """Updates of one round more alike than this share one idea; neither is paid for it."""
+
+
+def twins(updates: Sequence[Update]) -> set[Update]:
+    """Those that are all but the same as another one."""
+    return {
+        update
+        for i, (update, row) in enumerate(zip(updates, cosines(updates), strict=True))
+        if any(cosine > TWIN_COSINE for j, cosine in enumerate(row) if j != i)
+    }
 
 
 @dataclass
@@ -98,24 +106,20 @@ class Workbench:
         """
         scores = [0] * self.task.terms.proposers
         seconds = time.perf_counter()
-        usable = {}
-        for item, digest, size in updates:
-            update = self.update(digest, size, until)
-            if update is None or update.is_zero:
-                scores[item] = INVALID
-            else:
-                usable[item] = update
-
+        found = {item: self.update(digest, size, until) for item, digest, size in updates}
         fetched = time.perf_counter() - seconds
         seconds = time.perf_counter()
+        alike = twins([update for update in found.values() if update])
+        usable = {item: u for item, u in found.items() if u and not u.is_zero}
         adapter, before = self.adapter(current), self.loss(current)
         after = [self.trainer.loss((adapter + update).floats()) for update in usable.values()]
-        for (item, _), loss in zip(usable.items(), after, strict=True):
+        for item in found.keys() - usable:
+            scores[item] = INVALID
+        for (item, update), loss in zip(usable.items(), after, strict=True):
             scores[item] = score(before, loss)
-        for one, other in combinations(usable, 2):
-            if usable[one].cosine(usable[other]) > TWIN_COSINE:
-                log.warning("updates %d and %d are twins: neither scores above 0", one, other)
-                scores[one], scores[other] = min(scores[one], 0), min(scores[other], 0)
+            if update in alike:
+                log.warning("update %d has a twin: neither scores above 0", item)
+                scores[item] = min(scores[item], 0)
         self._measured(
             "scored",
             round_,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flockllm.adapter import Adapter, Update, quantise
 from flockllm.aggregate import RULES
 from flockllm.data import Record
-from flockllm.node.seat import TWIN_COSINE
+from flockllm.node.seat import twins
 from flockllm.rounds import BPS, INVALID, Terms, Verdict, judge, score
 from flockllm.task import Definition
 from flockllm.train.base import Base, Floats
@@ -162,11 +162,8 @@ class Federation:
             INVALID if u.is_zero else score(before, trainer.loss((adapter + u).floats()))
             for u in updates
         ]
-        for one in range(len(updates)):
-            for other in range(one):
-                if updates[one].cosine(updates[other]) > TWIN_COSINE:
-                    scores[one], scores[other] = min(scores[one], 0), min(scores[other], 0)
-        return scores
+        alike = twins(updates)
+        return [min(0, s) if u in alike else s for u, s in zip(updates, scores, strict=True)]
 
     def _trainer(self, records: Sequence[Record], seed: bytes) -> Trainer:
         evaluation = self.definition.evaluation
