@@ -126,11 +126,13 @@ def worker(way: str, base: str, records_file: Path, count: int) -> None:
 
 def ours(base_ref: str, records: list, way: str) -> dict[str, float]:
     """One local epoch by `flockllm.train`; then how long a later round and scoring take."""
-    from flockllm.adapter import Adapter  # noqa: F401  what a node has loaded besides
-    from flockllm.task import Lora, Training
-    from flockllm.train.base import load_base
-    from flockllm.train.data import tokenize
-    from flockllm.train.loop import Trainer
+    from flockllm.wiring import loading  # with what a node needs besides
+
+    with loading():
+        from flockllm.task import Lora, Training
+        from flockllm.train.base import load_base
+        from flockllm.train.data import tokenize
+        from flockllm.train.loop import Trainer
 
     imported = time.perf_counter()
     loss_on = "all" if way == "all" else "response"

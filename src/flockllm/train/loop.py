@@ -102,7 +102,7 @@ class Trainer:
             if any(f".lora_{factor}." in name for factor in factors)
         ]
         origin = [parameter.detach().clone() for parameter in parameters] if proximal else []
-        optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.0, fused=True)
         model.train()
         with self._deterministic(seed) as random, self._only(parameters):
             steps = list(self._steps(random))
