@@ -378,7 +378,7 @@ def table(
     rows = []
     for way, outcomes in done.items():
         losses = [o.loss for o in outcomes]
-        closed = (first - means[way]) / (first - ideal) if first and ideal else float("nan")
+        closed = (first - means[way]) / (first - ideal) if first and ideal else None
         row = {
             "setting": setting.name,
             "way": way.name,
@@ -389,9 +389,10 @@ def table(
             "general": statistics.mean(o.general for o in outcomes),
             "bytes": statistics.mean(o.bytes for o in outcomes),
         }
+        share = "–" if closed is None else f"{closed:.0%}"
         print(
             f"{way.name:44}{row['rate']:8g}{row['loss']:9.4f}{max(losses) - min(losses):9.4f}"
-            f"{closed:12.0%}{row['general']:9.3f}{row['bytes']:10,.0f}",
+            f"{share:>12}{row['general']:9.3f}{row['bytes']:10,.0f}",
             flush=True,
         )
         rows.append(row)
