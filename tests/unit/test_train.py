@@ -167,6 +167,25 @@ def test_packed_gradients_are_the_padded_ones(tokenizer, name, loss_on, share):
         assert (gradient - wanted_gradient).norm() <= 1e-6 * wanted_gradient.norm(), tensor
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
+def test_the_last_layer_computes_only_what_is_read(tokenizer, name):
+    """Its MLP sees as many places as the loss reads; also after LoRA layers of another shape."""
+    config, lora = PACKABLE[name]
+    base = Base(model_of(config), tokenizer)
+    row = pack(tokenize(RECORDS[:9], tokenizer))
+    assert len(row.layout.read) < 0.9 * row.layout.length
+
+    for shape in (lora, Lora(rank=2, dropout=0.0, targets=lora.targets)):
+        base.adapt(shape)
+        seen = []
+        mlp = base.model.base_model.layers[-1].mlp
+        hook = mlp.down_proj.register_forward_pre_hook(lambda _, x, s=seen: s.append(x[0].shape[1]))
+        with packed_attention_on(base.model):
+            packed_loss(base.model, row)
+        hook.remove()
+        assert seen == [len(row.layout.read)]
+
+
 UNPACKABLE = {
     "window": (MistralConfig(**SMALL, sliding_window=8), LORA),
     "soft cap": (Gemma2Config(**SMALL, head_dim=8), LORA),

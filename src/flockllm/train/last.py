@@ -27,11 +27,12 @@ class LastLayer:
             AttributeError: this model calls them something else.
         """
         layer = model.base_model.layers[-1]
+        parts = layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp
         self._attention = layer.self_attn
         self._read: Tensor | None = None
         self._length = 0
         self._hooks = [layer.register_forward_pre_hook(self._look, with_kwargs=True)]
-        for part in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp):
+        for part in parts:
             self._hooks += [
                 part.register_forward_pre_hook(self._narrow),
                 part.register_forward_hook(self._widen),
