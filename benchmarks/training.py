@@ -29,7 +29,7 @@ WAYS = {
     "response": "ours, loss on the response",
     "default": "ours, B alone at rank 64",
 }
-MODELS = {"packaged": (640, 48), "llama-135m": (96, 0)}
+MODELS = {"packaged": (640, 16), "llama-135m": (96, 0)}
 """Model → records trained on, and with --quick; 0: left out."""
 
 
