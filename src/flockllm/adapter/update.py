@@ -95,7 +95,7 @@ def inner_products(updates: Sequence[Update]) -> list[list[int]]:
                 for into, row in zip(wide, rows, strict=True):
                     into[: stop - start] = row[start:stop]
                 piece = wide[:, : stop - start]
-                partial += piece @ piece.T
+                partial += piece @ piece.T if count > 1 else piece[0] @ piece[0]  # dot is faster
             shifts = [int(update.shifts[index]) for update in updates]
             for one, other in product(range(count), repeat=2):
                 sums[one][other] += int(partial[one, other]) << shifts[one] + shifts[other]
