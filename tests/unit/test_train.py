@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -24,7 +25,7 @@ from flockllm.data import Record
 from flockllm.errors import ModelError
 from flockllm.task import Lora, Training
 from flockllm.train.base import Base, tensor_list
-from flockllm.train.cpu import Dropout, LoraProduct
+from flockllm.train.cpu import Dropout, LoraProduct, speed_up
 from flockllm.train.data import tokenize
 from flockllm.train.loop import Trainer, learning_rate
 from flockllm.train.loss import packed_attention_on, packed_loss, padded_loss
@@ -88,8 +89,8 @@ def adapter_of(shapes, seed=0, scale=0.1):
 
 @pytest.fixture
 def base(tokenizer):
-    """A tiny Llama."""
-    return Base(model_of(LlamaConfig(**SMALL)), tokenizer)
+    """A tiny Llama, in float32 whatever the CPU can do."""
+    return Base(model_of(LlamaConfig(**SMALL)), tokenizer, low_precision=False)
 
 
 @pytest.fixture
@@ -313,21 +314,63 @@ def test_low_precision_gradients_point_the_same_way(tokenizer):
     assert torch.cosine_similarity(directions[False], directions[True], dim=0) > 0.9994
 
 
+def test_low_precision_needs_few_shapes(tokenizer):
+    """Rows in bfloat16 come in multiples: oneDNN would make and keep a kernel for every length."""
+    rows = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            if function is torch.ops.aten.mm.default and arguments[0].dtype == torch.bfloat16:
+                rows.add(max(arguments[0].shape))
+            return function(*arguments, **(options or {}))
+
+    examples = tokenize(RECORDS, tokenizer)
+    base = Base(model_of(LlamaConfig(**SMALL)), tokenizer, low_precision=True)
+    trainer = Trainer(base, LORA, Training(batch=1), examples, [])
+    with Watch():
+        trainer.train(adapter_of(tensor_list(base.model.config, LORA)), seed=0)
+
+    assert rows
+    assert all(count % 128 == 0 for count in rows)
+
+
+def test_norms_in_one_piece_are_the_models_norms():
+    """Output and gradient are those of the layer; one that computes something else is left."""
+    torch.manual_seed(0)
+    model = model_of(LlamaConfig(**SMALL), torch.float64)
+    norm = model.model.norm
+    x = torch.randn(1, 5, 32, dtype=torch.float64, requires_grad=True)
+    outer = torch.randn_like(x)
+    wanted = norm(x)
+    odd = model_of(Gemma2Config(**SMALL, head_dim=8))
+
+    for changed in (model, odd):
+        speed_up(changed.train(), 0.0, low_precision=False)
+    found = norm(x)
+
+    assert type(found.grad_fn).__name__ == "RootMeanSquareBackward"
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(y, x, outer) for y in (found, wanted)]
+    torch.testing.assert_close(*gradients)
+    assert "forward" not in vars(odd.model.norm)  # it multiplies by 1 + w
+
+
 def test_dropout_drops_its_share_and_keeps_the_mean():
     """The right share of numbers is zero, the rest scaled up, layers of one input agree."""
     dropout = Dropout(0.2)
     x = torch.ones(1, 500, 200)
 
-    dropped, mask = dropout(x)
-    same, _ = dropout(x)
-    other, _ = dropout(torch.ones(1, 500, 200))
+    rows, dropped, mask = dropout(x, x.dtype)
+    _, same, _ = dropout(x, x.dtype)
+    _, other, _ = dropout(torch.ones(1, 500, 200), x.dtype)
 
+    assert torch.equal(rows, x[0])
     assert torch.equal(dropped, mask)
     assert torch.equal(dropped, same)
     assert not torch.equal(dropped, other)
     assert (dropped == 0).double().mean() == pytest.approx(0.2, abs=0.005)
     assert dropped.double().mean() == pytest.approx(1, abs=0.01)
-    assert Dropout(0.0)(x)[1] is None
+    assert Dropout(0.0)(x, x.dtype)[2] is None
 
 
 def test_dropout_reaches_the_gradients(tokenizer):
@@ -336,11 +379,11 @@ def test_dropout_reaches_the_gradients(tokenizer):
     base, low, high = (torch.randn(n, m, dtype=torch.float64) for n, m in ((6, 8), (3, 8), (6, 3)))
     x = torch.randn(1, 5, 8, dtype=torch.float64)
     inputs = [t.requires_grad_() for t in (x, low, high)]
-    dropped, mask = Dropout(0.5)(x)
+    rows, dropped, mask = Dropout(0.5)(x, x.dtype)
     outer = torch.randn(1, 5, 6, dtype=torch.float64)
 
-    plain = x @ base.T + 0.7 * (x * mask) @ low.T @ high.T
-    ours = LoraProduct.apply(x, base, None, low, high, 0.7, dropped, mask)
+    plain = x @ base.T + 0.7 * (x * mask) @ low.T @ high.T  # the mask is (T, in)
+    ours = LoraProduct.apply(x, base, None, low, high, 0.7, rows, dropped, mask)
 
     torch.testing.assert_close(ours, plain)
     wanted = torch.autograd.grad(plain, inputs, outer)

@@ -1,11 +1,14 @@
 """Attention in blocks, against the same thing with one large mask."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flockllm.train import attention
 from flockllm.train.attention import BLOCK, BlockAttention, Layout
 from flockllm.train.data import Example
 from flockllm.train.packing import pack
@@ -59,13 +62,14 @@ LAYOUTS = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(LAYOUTS)
-def test_blocks_give_outputs_and_gradients_of_the_formula(layout):
-    """Long sequences and short, shared prefixes and none, in any order."""
+@given(LAYOUTS, st.sampled_from([0, 2**12, attention.KEPT]))
+def test_blocks_give_outputs_and_gradients_of_the_formula(layout, kept):
+    """Long sequences and short, shared prefixes and none, in any order; weights kept or not."""
     inputs, outer = tensors(layout.length)
 
     wanted = plain(layout, *inputs)
-    found = BlockAttention.apply(*inputs, layout.groups, 0.0)
+    with mock.patch.object(attention, "KEPT", kept):
+        found = BlockAttention.apply(*inputs, layout.groups, 0.0)
 
     torch.testing.assert_close(found, wanted)
     gradients = torch.autograd.grad(wanted, inputs, outer)

@@ -3,8 +3,8 @@
 On a GPU one flash kernel takes them all. Elsewhere `BlockAttention` works through the row in blocks
 of rows, with the keys that these rows may see and no others: long sequences are cut, short ones are
 taken together, and a prefix that they share is looked at where it stands. As in FlashAttention
-(Dao et al., 2022) weights are computed again in the backward pass rather than kept, so that memory
-grows with the length of the row alone.
+(Dao et al., 2022) weights are computed again in the backward pass rather than kept, all but `KEPT`
+of them, so that memory grows with the length of the row alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +24,9 @@ NAME = "flockllm_packed"
 
 BLOCK = 64
 """Rows that are handled at a time."""
+
+KEPT = 2**20
+"""How many weights a layer keeps for its backward pass; it computes the others again."""
 
 
 @dataclass(frozen=True)
@@ -165,17 +168,22 @@ class BlockAttention(torch.autograd.Function):
         heads, each, length, size = query.shape
         out = query.new_zeros(length, heads, each, size)
         by_head = out.permute(1, 2, 0, 3)
+        masks: list[Tensor] = []
         kept: list[Tensor] = []
+        left = KEPT if any(ctx.needs_input_grad) else 0
         for group in groups:
             keys, values = _gather(key, group.spans), _gather(value, group.spans)
             for block in group.blocks:
                 weights = _weights(_rows(query, block), keys, block)
+                left -= weights.numel()
+                if left >= 0:
+                    kept.append(weights)
                 if dropout:
-                    kept.append(torch.rand_like(weights).ge_(dropout).div_(1 - dropout))
-                    weights.mul_(kept[-1])
+                    masks.append(torch.rand_like(weights).ge_(dropout).div_(1 - dropout))
+                    weights = weights * masks[-1]
                 found = torch.bmm(weights, values[:, : block.seen])
                 by_head[:, :, block.rows] = found.unflatten(1, (each, -1))
-        ctx.groups, ctx.kept = groups, kept
+        ctx.groups, ctx.masks, ctx.kept = groups, masks, kept
         ctx.save_for_backward(query, key, value)
         return out.flatten(1, 2)
 
@@ -189,7 +197,7 @@ class BlockAttention(torch.autograd.Function):
             x.new_zeros(length, heads, size).transpose(0, 1) for x in (key, value)
         )
         by_head = outer[0].unflatten(1, (heads, each)).permute(1, 2, 0, 3)
-        kept = iter(ctx.kept)
+        masks, kept = iter(ctx.masks), iter(ctx.kept)
         for group in ctx.groups:
             keys, values = _gather(key, group.spans), _gather(value, group.spans)
             into_keys, into_values = (
@@ -197,9 +205,11 @@ class BlockAttention(torch.autograd.Function):
             )
             for block in group.blocks:
                 rows, above, seen = _rows(query, block), _rows(by_head, block), block.seen
-                weights = _weights(rows, keys, block)
+                weights = next(kept, None)
+                if weights is None:
+                    weights = _weights(rows, keys, block)
                 slope = torch.bmm(above, values[:, :seen].mT)  # of the weights
-                mask = next(kept, None)
+                mask = next(masks, None)
                 if mask is not None:
                     slope.mul_(mask)
                 told = weights if mask is None else weights * mask

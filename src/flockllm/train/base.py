@@ -43,7 +43,7 @@ class Base:
     """The LoRA tensors by PEFT's on-disk name, in name order."""
 
     low_precision: bool = field(default_factory=has_bfloat16)
-    """Whether training on a CPU multiplies frozen weights in bfloat16; scoring never does."""
+    """Whether training on a CPU multiplies in bfloat16; scoring never does."""
 
     _packs: bool | None = None
     _narrows: bool | None = None
