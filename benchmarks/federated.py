@@ -2,12 +2,12 @@
 
     python benchmarks/federated.py [--records FILE ...] [--quick] [--json FILE] [--seeds N]
 
-Every way gets the same clients, the same number of samples and, by a search on one more seed, its
-own best learning rate. All clients train in every round; trainer, codec and aggregation are those
-of the node, except where a way is marked as a yardstick: those average floating-point numbers. The
-columns: loss on test records of all clients after the last round, the part of the gap between the
-original's averaging and centralised training that a way closes, loss on general records that the
-packaged base model knew before (forgetting), and bytes of an update.
+Every way gets the same clients, the same number of samples and, by a search on one more seed for
+each number of clients, its own best learning rate. All clients train in every round; trainer, codec
+and aggregation are those of the node, except where a way is marked as a yardstick: those average
+floating-point numbers. The columns: loss on test records of all clients after the last round, the
+part of the gap between the original's averaging and centralised training that a way closes, loss on
+general records that the packaged base model knew before (forgetting), and bytes of an update.
 """
 
 import argparse
@@ -337,22 +337,35 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor() as pool:
         for records in arguments.records:
-            tuning = Setting(str(records), 4, "shards", **options)
-            began = time.monotonic()
             grid = 0 if arguments.no_search else 2 if arguments.quick else 6
-            searches = [pool.submit(best_rate, w.name, tuning, grid) for w in ways]
-            rates = {}
-            for way, search in zip(ways, searches, strict=True):
-                rates[way], tried = search.result()
-                story = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in tried)
-                print(f"{way.name:44}{story}", flush=True)
-            print(f"learning rates found in {time.monotonic() - began:.0f} s\n", flush=True)
+            rates: dict[int, dict[Way, float]] = {}
             for shape in shapes:
                 clients, split = shape.split("-")
                 setting = Setting(str(records), int(clients), split, **options)
-                figures += table(pool, ways, setting, rates, arguments.seeds)
+                if setting.clients not in rates:
+                    tuning = replace(setting, strategy="shards")
+                    rates[setting.clients] = search(pool, ways, tuning, grid)
+                figures += table(pool, ways, setting, rates[setting.clients], arguments.seeds)
                 if arguments.json:
                     arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def search(
+    pool: ProcessPoolExecutor, ways: Sequence[Way], setting: Setting, grid: int
+) -> dict[Way, float]:
+    """The best learning rate of each way under one setting, printed with what was tried."""
+    began = time.monotonic()
+    searches = {way: pool.submit(best_rate, way.name, setting, grid) for way in ways}
+    rates = {}
+    for way, found in searches.items():
+        rates[way], tried = found.result()
+        story = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in tried)
+        print(f"{way.name:44}{story}", flush=True)
+    print(
+        f"{setting.clients} clients: learning rates found in {time.monotonic() - began:.0f} s\n",
+        flush=True,
+    )
+    return rates
 
 
 def table(
