@@ -12,10 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from flockllm.cid import digest_of
 from flockllm.errors import InvalidConfig
 
 RECORD = "record.jsonl"
 """One JSON object for each thing that happened, oldest first."""
+
+
+def copy_of(what: str, round_: int, *made_from: bytes) -> str:
+    """The name of a copy. A reorganisation may change what it is made from: then it has another."""
+    return f"{what}-{round_}-{digest_of(b''.join(made_from)).hex()[:16]}"
 
 
 class Journal:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from flockllm.cid import cid_of, digest_of
 from flockllm.errors import NotFound, SandboxError, StoreError
-from flockllm.node.journal import Journal
+from flockllm.node.journal import Journal, copy_of
 from flockllm.node.outside import Secret, Store, Task, Work
 from flockllm.rounds import BPS, INVALID
 
@@ -56,11 +56,12 @@ class OwnBench:
     def train(self, round_: int, current: bytes) -> Work:
         """Trains from the current parameters, and measures on the held-out records."""
         start = self._parameters(current)
-        data = self.journal.kept(f"update-{round_}")
+        name = copy_of("update", round_, current)
+        data = self.journal.kept(name)
         if data is None:
             began = time.perf_counter()
             data = self.trainer.train(start)
-            self.journal.keep(f"update-{round_}", data)
+            self.journal.keep(name, data)
             self._record("trained", round_, began)
         began = time.perf_counter()
         before, after = self._measure(current), self.judge.evaluate(data)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from flockllm.cid import cid_of, digest_of
 from flockllm.errors import ChainError, Reverted, StoreError
-from flockllm.node.journal import Journal
+from flockllm.node.journal import Journal, copy_of
 from flockllm.node.outside import Bench, Blocks, Head, Task, Work
 from flockllm.rounds import (
     RETIRED,
@@ -188,7 +188,8 @@ class Node:
         until: float,
     ) -> tuple[int, ...]:
         """Scores, computed once: the copy on disk opens the commitment after a restart."""
-        terms, name = self.task.terms, f"scores-{round_}"
+        terms = self.task.terms
+        name = copy_of("scores", round_, current, *(digest for _, digest, _ in updates))
         if kept := self.journal.kept(name):
             return unpack_scores(int.from_bytes(kept), terms.proposers)
         scores = self.bench.vote(round_, current, updates, until)
@@ -299,7 +300,7 @@ class Node:
 
     def _tell_end(self, round_: int) -> None:
         result = self.task.result(round_)
-        self.journal.drop(f"*-{round_}")
+        self.journal.drop(f"*-{round_}-*")
         log.info(
             "round %d finished: %s, adapter %s; %d rounds remaining",
             round_,

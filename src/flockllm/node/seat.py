@@ -16,7 +16,7 @@ from flockllm.adapter import Adapter, Shapes, Update, cosines, max_bytes, quanti
 from flockllm.aggregate import RULES
 from flockllm.cid import cid_of
 from flockllm.errors import InvalidUpdate, NotFound, StoreError
-from flockllm.node.journal import Journal
+from flockllm.node.journal import Journal, copy_of
 from flockllm.node.outside import Progress, Secret, Store, Task, Trainer, Work
 from flockllm.rounds import INVALID, Duty, Outcome, Verdict, score
 from flockllm.task import Definition
@@ -68,7 +68,8 @@ class Workbench:
     def train(self, round_: int, current: bytes) -> Work:
         """Trains from the current adapter; what was trained before a crash is taken again."""
         adapter = self.adapter(current)
-        data = self.journal.kept(f"update-{round_}")
+        name = copy_of("update", round_, current)
+        data = self.journal.kept(name)
         if data is None:
             seconds = time.perf_counter()
             seed = self.secret(round_, "train")
@@ -84,7 +85,7 @@ class Workbench:
             codec = self.definition.aggregation.codec
             update, residual = quantise(adapter, trained, codec, self._residual())
             data = update.to_bytes(codec)
-            self.journal.keep(f"update-{round_}", data)
+            self.journal.keep(name, data)
             self.journal.keep("residual", residual.tobytes())
             self._measured("trained", round_, seconds)
         seconds = time.perf_counter()
