@@ -111,6 +111,9 @@ Show = Callable[[Task, Mapping[str, str]], None]
 def run_demo(demo: Demo, show: Show | None = None) -> dict[str, Any]:
     """Runs a demo to its end and writes `demo.out`; returns the report.
 
+    A script that calls this does so below `if __name__ == "__main__":`, as participants are started
+    by Python's multiprocessing, which imports the script again.
+
     Raises:
         FlockError: the settings cannot work, or a participant failed; its log says why.
     """
