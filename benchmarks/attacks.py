@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from flockllm.adapter import Adapter, Update
+from flockllm.aggregate import RULES
 from flockllm.data import Record, allocate, read_records
 from flockllm.rounds import Terms, Verdict
 from flockllm.simulate.demo import Demo
@@ -139,6 +140,7 @@ class Setting:
     """Records that a proposer trains on in a round."""
     both: bool = False
     """Whether A and B learn, or, as in the demo, only B."""
+    rule: str = DEMO.aggregation.rule
 
 
 @dataclass
@@ -170,6 +172,7 @@ def run(attack: str, setting: Setting, seed: int) -> Outcome:
         DEMO,
         lora=lora,
         training=training,
+        aggregation=replace(DEMO.aggregation, rule=setting.rule),
         seed=f"{seed:064x}",
         tensors=tensor_list("flockllm-base", lora),
     )
@@ -242,6 +245,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=GENERATED)
     parser.add_argument("--cabal", action="store_true", help="attackers vote for each other")
     parser.add_argument("--both", action="store_true", help="A and B learn, at rank 16")
+    parser.add_argument("--rule", choices=RULES, default=DEMO.aggregation.rule)
     parser.add_argument("--attacks", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--clients", type=int, nargs="+", choices=(4, 16), default=[4, 16])
@@ -255,7 +259,7 @@ def main() -> None:
         Setting(records, 16, 6, 9, 5, cabal, share=32, both=arguments.both),
     ]
     settings = [
-        replace(setting, rounds=arguments.rounds)
+        replace(setting, rounds=arguments.rounds, rule=arguments.rule)
         for setting in settings
         if setting.clients in arguments.clients
     ]
@@ -273,7 +277,8 @@ def main() -> None:
             }
             print(
                 f"{setting.attackers} of {setting.clients} attack, {setting.proposers} propose, "
-                f"{setting.voters} vote, {setting.rounds} rounds, {arguments.seeds} seeds"
+                f"{setting.voters} vote, {setting.rounds} rounds, {arguments.seeds} seeds, "
+                f"{setting.rule}"
                 f"{', cabal' if cabal else ''}{', A and B learn' if arguments.both else ''}"
             )
             print(
@@ -283,7 +288,10 @@ def main() -> None:
             rows: dict[str, dict[str, Any]] = {}
             for attack, futures in runs.items():
                 rows[attack] = row(attack, [f.result() for f in futures], rows)
-            figures += [{"clients": setting.clients, "cabal": cabal} | r for r in rows.values()]
+            figures += [
+                {"clients": setting.clients, "cabal": cabal, "rule": setting.rule} | r
+                for r in rows.values()
+            ]
             print(flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps(figures, indent=1))
