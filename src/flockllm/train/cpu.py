@@ -128,7 +128,7 @@ class LoraProduct(torch.autograd.Function):
         else:  # what LoRA adds is too little for 8 bits beside W x
             flat.add_((inner @ b.T)[: len(flat)], alpha=scale)
         ctx.weight, ctx.scale = weight, scale
-        ctx.save_for_backward(a, b, inner, dropped, mask)
+        ctx.save_for_backward(a, b, inner, dropped if ctx.needs_input_grad[3] else None, mask)
         return out if bias is None else out.add_(bias)
 
     @staticmethod
